@@ -6,6 +6,7 @@ pycytominer and the Cell Painting Gallery (``Metadata_*``). This module imports 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Final
 
@@ -84,3 +85,6 @@ def format_concentration(concentration_um: Decimal) -> str:
 def treatment_name(compound: str, concentration_um: Decimal) -> str:
     """The name of a treatment, exact for a decimal concentration: ``taxol@0.3``."""
     return f"{compound}@{format_concentration(concentration_um)}"
+
+
+Progress = Callable[[int, int], None]  # called with (done, total) of a stage's own unit

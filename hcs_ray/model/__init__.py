@@ -1,0 +1,1 @@
+"""The network, what it is fed with, and how it learns."""

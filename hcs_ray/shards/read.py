@@ -1,0 +1,102 @@
+"""Reading fields back by the index: a ranged read, a check, a decode, and the recorded corrections.
+
+numpy only; reading and decoding release the GIL, so a pool of threads is enough.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.shards import codec
+from hcs_ray.shards.codec import Pixels
+from hcs_ray.shards.illumination import FloatArray
+from hcs_ray.stage import StageRecord
+from hcs_ray.storage import Storage
+
+INDEX = "shards/index.parquet"
+MANIFEST = "shards/manifest.json"
+
+
+@dataclass(frozen=True)
+class Plate:
+    """What the pixels of a plate are corrected with: ``(x / illumination - low) / (high - low)``."""
+
+    gain: FloatArray  # (C, H, W): 1 / illumination / (high - low)
+    bias: FloatArray  # (C, 1, 1): -low / (high - low)
+
+
+class ShardReader:
+    """The shards of a study. Safe to share between threads."""
+
+    def __init__(self, storage: Storage, record: StageRecord) -> None:
+        self._storage = storage
+        self._record = record
+        self.manifest: dict[str, Any] = read_manifest(storage, record)
+        self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
+        self.shape: tuple[int, int, int] = (len(self.channels), *self.manifest["field_px"])
+        self._plate = functools.lru_cache(maxsize=None)(self._load_plate)
+
+    def index(self) -> pd.DataFrame:
+        """One row a field, sorted by key."""
+        return self._record.read_table(self._storage, INDEX)
+
+    def pixels(self, shard: str, offset: int, size: int, sha256: str, out: Pixels | None = None) -> Pixels:
+        """The raw pixels of one member, (C, H, W) uint16.
+
+        Raises:
+            HcsError: the bytes are not those that were written; names shard and offset.
+        """
+        path = f"shards/{shard}"
+        data = self._storage.read_range(path, offset, size)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise HcsError(
+                f"{self._storage.url}/{path}: the member at byte {offset} is damaged "
+                f"({len(data)} of {size} bytes, another hash); "
+                "copy the shard again or run hcs-ray shard --force"
+            )
+        target = np.empty(self.shape, np.uint16) if out is None else out
+        return codec.decode(data, target)
+
+    def plate(self, name: str) -> Plate:
+        """The corrections of a plate; loaded once."""
+        return self._plate(name)
+
+    def _load_plate(self, name: str) -> Plate:
+        if name not in self.manifest["plates"]:
+            raise InputError(f"{self._storage.url}/{MANIFEST}: has no plate {name}")
+        plate = self.manifest["plates"][name]
+        low, high = (np.asarray(plate[key], np.float32)[:, None, None] for key in ("low", "high"))
+        spread = np.maximum(high - low, 1)
+        functions = [
+            np.load(io.BytesIO(self._record.read(self._storage, f"shards/{path}")), allow_pickle=False)
+            for path in plate["illumination"]
+        ]
+        return Plate(gain=(1 / (np.stack(functions) * spread)).astype(np.float32), bias=-low / spread)
+
+
+def read_manifest(storage: Storage, record: StageRecord) -> dict[str, Any]:
+    """``manifest.json``, of a format that this version reads."""
+    manifest: dict[str, Any] = record.read_json(storage, MANIFEST)
+    if manifest.get("format") != c.MANIFEST_FORMAT:
+        raise InputError(
+            f"{storage.url}/{MANIFEST}: format {manifest.get('format')}; "
+            f"this version reads {c.MANIFEST_FORMAT}"
+        )
+    return manifest
+
+
+def corrected(pixels: Pixels, plate: Plate, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+    """A crop of a field with illumination and scale corrected: about 0 (background) to 1 (bright)."""
+    crop = pixels[:, rows, columns] * plate.gain[:, rows, columns]
+    crop += plate.bias
+    return crop

@@ -1,0 +1,422 @@
+"""The stage record and the lease: what makes a stage whole, resumable and written by one at a time.
+
+A stage writes into a folder of the study. While it runs, the folder holds a lease (`Lease`) and a note of
+what it was begun with; when all outputs are there, ``_stage.json`` is written last, by one put. It lists
+the digests of the records before it, the configuration it depends on, the code, and every output with size
+and hash: that chain is the lineage of every number. Readers read only what a record lists. Records carry no
+times, so the same inputs, configuration and code give the same record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import hashlib
+import io
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hcs_ray.contracts import STAGE_FORMAT, HcsError, InputError
+from hcs_ray.storage import Storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage writes: a folder of its own, or (``flat``) files of its name in a shared folder."""
+
+    stage: str
+    name: str
+    folder: str
+    flat: bool = False
+
+    def _note(self, kind: str) -> str:
+        return f"{self.folder}/{self.name if self.flat else ''}_{kind}.json"
+
+    @property
+    def record(self) -> str:
+        return self._note("stage")
+
+    @property
+    def begun(self) -> str:
+        return self._note("begun")
+
+    @property
+    def lease(self) -> str:
+        return self._note("lease")
+
+    def owns(self, path: str) -> bool:
+        """Whether a file of the study belongs to this stage's output."""
+        if not self.flat:
+            return path.startswith(f"{self.folder}/")
+        return path.startswith((f"{self.folder}/{self.name}.", f"{self.folder}/{self.name}_"))
+
+
+class Claim(BaseModel):
+    """What the result of a stage follows from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: dict[str, str]  # a record before this one, or a raw table -> its SHA-256
+    config: dict[str, Any]
+
+    def changes_since(self, other: Claim) -> list[str]:
+        """What differs, in words: ``train.lr changed from 0.001 to 0.01``."""
+        changed = [
+            f"{path} {'changed' if path in other.inputs and path in self.inputs else 'is new or gone'}"
+            for path in sorted(self.inputs.keys() | other.inputs.keys())
+            if self.inputs.get(path) != other.inputs.get(path)
+        ]
+        before, now = _flat(other.config), _flat(self.config)
+        changed += [
+            f"{key} changed from {before.get(key)} to {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        return changed
+
+
+class OutputFile(BaseModel):
+    """One file of a finished stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+
+class StageRecord(BaseModel):
+    """``_stage.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    stage: str
+    name: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    study_config: str
+    code: dict[str, str | None]
+    outputs: dict[str, OutputFile]  # path below the study's root -> size and hash
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(inputs=self.inputs, config=self.config)
+
+    def missing(self, storage: Storage) -> list[str]:
+        """Outputs that are not there, or not with their size."""
+        return [path for path, file in self.outputs.items() if storage.size(path) != file.size]
+
+    def read(self, storage: Storage, path: str) -> bytes:
+        """An output of this stage, checked against its hash."""
+        if path not in self.outputs:
+            raise InputError(f"{storage.url}/{path} is not an output of stage {self.stage} {self.name}")
+        data = storage.read(path)
+        if hashlib.sha256(data).hexdigest() != self.outputs[path].sha256:
+            raise HcsError(
+                f"{storage.url}/{path} is damaged: it does not match {self.stage}'s stage record; "
+                f"make it again with hcs-ray {self.stage} --force"
+            )
+        return data
+
+    def read_table(self, storage: Storage, path: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """A Parquet output of this stage."""
+        import pandas as pd
+
+        return pd.read_parquet(io.BytesIO(self.read(storage, path)), columns=columns)
+
+    def read_json(self, storage: Storage, path: str) -> Any:
+        """A JSON output of this stage."""
+        return json.loads(self.read(storage, path))
+
+
+def read_record(storage: Storage, place: Place) -> StageRecord | None:
+    """The record of a stage, or None where it is not complete."""
+    found = storage.read_versioned(place.record)
+    return None if found is None else _parse_record(found[0], f"{storage.url}/{place.record}")
+
+
+def record_digest(storage: Storage, place: Place) -> str | None:
+    """SHA-256 of a record's bytes: what the next stage names as its input."""
+    found = storage.read_versioned(place.record)
+    return None if found is None else hashlib.sha256(found[0]).hexdigest()
+
+
+def stale_reasons(storage: Storage, place: Place, claim: Claim) -> list[str] | None:
+    """Why a finished stage does not match ``claim``; empty where it does, None where it is not finished."""
+    record = read_record(storage, place)
+    if record is None or record.missing(storage):
+        return None
+    return claim.changes_since(record.claim)
+
+
+class StageWriter:
+    """Collects the outputs of a running stage; handed out by `writing_stage`."""
+
+    def __init__(self, storage: Storage, place: Place, lease: Lease) -> None:
+        self.storage = storage
+        self.place = place
+        self._lease = lease
+        self.outputs: dict[str, OutputFile] = {}
+
+    def path(self, file: str) -> str:
+        """The path of a file of this stage, below the study's root."""
+        return f"{self.place.folder}/{file}"
+
+    def write(self, file: str, data: bytes) -> None:
+        """Write one output, whole."""
+        self._lease.check()
+        self.storage.write(self.path(file), data)
+        self.add(file, len(data), hashlib.sha256(data).hexdigest())
+
+    def write_table(self, file: str, table: pd.DataFrame) -> None:
+        """Write one table as Parquet."""
+        import pyarrow as pa
+
+        self.write(file, parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
+
+    def add(self, file: str, size: int, sha256: str) -> None:
+        """List an output that a worker has written."""
+        self.outputs[self.path(file)] = OutputFile(size=size, sha256=sha256)
+
+
+@contextlib.contextmanager
+def writing_stage(
+    storage: Storage, place: Place, claim: Claim, *, study_config: str, force: bool = False
+) -> Iterator[StageWriter]:
+    """Hold the lease of a stage, let the caller write, and write the record where all went well.
+
+    Outputs of a killed run with the same claim are left for the caller to go on with; of another claim, they
+    are an error unless ``force``, which deletes them first.
+    """
+    with Lease(storage, place).held() as lease:
+        _begin(storage, place, claim, force)
+        writer = StageWriter(storage, place, lease)
+        yield writer
+        record = StageRecord(
+            format=STAGE_FORMAT,
+            stage=place.stage,
+            name=place.name,
+            inputs=claim.inputs,
+            config=claim.config,
+            study_config=study_config,
+            code=code_identity(),
+            outputs=dict(sorted(writer.outputs.items())),
+        )
+        lease.check()
+        storage.write(place.record, _json(record.model_dump(mode="json")))
+        storage.delete(place.begun)
+
+
+def _begin(storage: Storage, place: Place, claim: Claim, force: bool) -> None:
+    finished, begun = read_record(storage, place), storage.read_versioned(place.begun)
+    before = finished.claim if finished else _parse_claim(begun[0]) if begun else claim
+    changes = claim.changes_since(before)
+    if changes and not force:
+        raise InputError(f"{place.stage} {place.name}: {stale_message(place, changes)}")
+    if force:
+        for path in storage.sizes(place.folder):
+            if place.owns(path) and path != place.lease:
+                storage.delete(path)
+    storage.delete(place.record)
+    storage.write(place.begun, _json(claim.model_dump(mode="json")))
+
+
+def stale_message(place: Place, changes: list[str]) -> str:
+    """One line that says why a stage is stale, and what to do."""
+    shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+    named = "" if place.stage == "shard" else ", or give the result another --name"
+    return f"stale: {shown}. Make it again with --force{named}"
+
+
+class Lease:
+    """One writer a stage: a file made by a conditional put and renewed by a heartbeat.
+
+    It is taken over when it has run out, or at once where its holder was a process of this machine that has
+    died. Between machines the clocks must agree to well within a minute.
+    """
+
+    def __init__(self, storage: Storage, place: Place) -> None:
+        self._storage = storage
+        self._place = place
+        self._token = uuid.uuid4().hex
+        self._version = ""
+        self._lost: str | None = None
+        self._stop = threading.Event()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Lease]:
+        """Hold the lease, or fail with one line that names who does."""
+        self._acquire()
+        heart = threading.Thread(target=self._beat, name="lease", daemon=True)
+        heart.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            heart.join()
+            self._release()
+
+    def check(self) -> None:
+        """`HcsError` where another writer has taken the lease over."""
+        if self._lost:
+            raise HcsError(f"{self._place.stage} {self._place.name}: {self._lost}")
+
+    def _acquire(self) -> None:
+        path = self._place.lease
+        if not self._storage.put_if_absent(path, self._content()):
+            found = self._storage.read_versioned(path)
+            if found is not None:
+                holder = json.loads(found[0])
+                if not _is_over(holder):
+                    raise HcsError(self._held_message(holder))
+                self._storage.put_if_match(path, self._content(), found[1])
+            else:
+                self._storage.put_if_absent(path, self._content())
+        self._confirm()
+
+    def _confirm(self) -> None:
+        found = self._storage.read_versioned(self._place.lease)
+        holder = json.loads(found[0]) if found else {}
+        if found is None or holder.get("token") != self._token:
+            raise HcsError(self._held_message(holder))
+        self._version = found[1]
+
+    def _held_message(self, holder: Mapping[str, Any]) -> str:
+        who = f"{holder.get('user')}@{holder.get('host')}, process {holder.get('pid')}"
+        return (
+            f"{self._storage.url}/{self._place.folder}: {self._place.stage} {self._place.name} is being written "
+            f"by {who}; wait for it or stop it"
+        )
+
+    def _content(self) -> bytes:
+        me = psutil.Process()
+        return _json(
+            {
+                "token": self._token,
+                "user": _user(),
+                "host": socket.gethostname(),
+                "boot": _boot(),
+                "pid": me.pid,
+                "process_started": me.create_time(),
+                "expires": time.time() + LEASE_SECONDS,
+            }
+        )
+
+    def _beat(self) -> None:
+        last = time.monotonic()
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                if not self._storage.put_if_match(self._place.lease, self._content(), self._version):
+                    self._lost = "another writer has taken over its lease"
+                    return
+                self._confirm()
+                last = time.monotonic()
+            except HcsError as error:
+                if time.monotonic() - last > LEASE_SECONDS:
+                    self._lost = f"its lease could not be renewed ({error})"
+                    return
+
+    def _release(self) -> None:
+        found = self._storage.read_versioned(self._place.lease)
+        if found is not None and json.loads(found[0]).get("token") == self._token:
+            self._storage.delete(self._place.lease)
+
+
+def _is_over(holder: Mapping[str, Any]) -> bool:
+    if time.time() > float(holder["expires"]):
+        return True
+    if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
+        return False
+    try:
+        return bool(psutil.Process(int(holder["pid"])).create_time() != holder["process_started"])
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _boot() -> str:
+    """Identifies the machine's run: two containers with one host name differ in their process namespace."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return str(psutil.boot_time())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file, the same for the same table."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def code_identity() -> dict[str, str | None]:
+    """Version and revision of this code; the revision from git or ``HCS_RAY_REVISION``."""
+    from importlib.metadata import version
+
+    return {"version": version("hcs_ray"), "revision": _revision()}
+
+
+@functools.cache
+def _revision() -> str | None:
+    if given := os.environ.get("HCS_RAY_REVISION"):
+        return given
+    top = Path(__file__).resolve().parents[1]
+    if not (top / ".git").exists():
+        return None
+    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
+    return flat
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _parse_record(data: bytes, source: str) -> StageRecord:
+    try:
+        document = json.loads(data)
+        found = document.get("format")
+        if found != STAGE_FORMAT:
+            raise InputError(f"{source}: stage format {found}; this version reads format {STAGE_FORMAT}")
+        return StageRecord.model_validate(document)
+    except (ValueError, ValidationError, AttributeError):
+        raise InputError(f"{source}: not a stage record; delete it and run the stage again") from None
+
+
+def _parse_claim(data: bytes) -> Claim:
+    return Claim.model_validate_json(data)
