@@ -160,9 +160,8 @@ class ProfileConfig(Section):
     normalization: Literal["none", "center", "standardize", "mad_robustize"] = "standardize"
     well_aggregate: Literal["mean", "median"] = "mean"
     treatment_aggregate: Literal["mean", "median"] = "mean"
-    metric: Literal["cosine", "pearson"] = "cosine"
-    permutations: PositiveInt = 1000
-    bootstraps: PositiveInt = 1000
+    metric: Literal["cosine", "correlation"] = "cosine"
+    resamples: PositiveInt = Field(1000, description="draws of the intervals and of the null")
     seed: NonNegativeInt = 0
 
 
@@ -251,13 +250,21 @@ class SweepConfig(Section):
 
 def parse_study(text: str, source: str, overrides: Sequence[str] = ()) -> StudyConfig:
     """A study's YAML, with ``section.key=value`` overrides (parsed as YAML) applied before validation."""
-    document = _load_yaml(text, source)
+    return _validate(StudyConfig, _overridden(_load_yaml(text, source), overrides), source)
+
+
+def with_overrides(config: M, overrides: Sequence[str], source: str) -> M:
+    """A copy of any configuration with ``key=value`` overrides, validated."""
+    return _validate(type(config), _overridden(config.model_dump(mode="json"), overrides), source)
+
+
+def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals or not name:
             raise InputError(f"--set {override}: write section.key=value, as in --set train.lr=3e-4")
         _assign(document, name.strip(), _parse_value(value, override), override)
-    return _validate(StudyConfig, document, source)
+    return document
 
 
 def parse_sweep(text: str, source: str) -> SweepConfig:

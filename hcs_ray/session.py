@@ -7,11 +7,12 @@ temporary folder that goes when the process ends.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 from hcs_ray.contracts import HcsError
 
@@ -25,7 +26,6 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
 }
-T = TypeVar("T")
 
 
 def ensure_session() -> None:
@@ -54,16 +54,19 @@ def ensure_session() -> None:
     atexit.register(ray.shutdown)
 
 
-def result_of(reference: Any, what: str) -> Any:
-    """The result of a Ray task; its own error where it failed, `HcsError` where its process died."""
+@contextlib.contextmanager
+def plainly(what: str) -> Iterator[None]:
+    """Turn Ray's errors into ours: the error of ours that a task raised, or one line that names ``what``."""
     import ray
 
     try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise cause_of(error) from None
+        yield
     except ray.exceptions.RayError as error:
-        raise HcsError(f"{what}: a Ray worker failed: {str(error).splitlines()[0]}") from None
+        cause = cause_of(error)
+        if isinstance(cause, HcsError):
+            raise cause from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise HcsError(f"{what}: a Ray worker failed: {lines[-1]}") from error
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -71,6 +74,8 @@ def cause_of(error: BaseException) -> BaseException:
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, HcsError):
-            return type(inner).__mro__[1](*inner.args) if "RayTaskError" in type(inner).__name__ else inner
+            # Ray raises a class made of its own and ours; the original is its cause.
+            original = getattr(inner, "cause", None)
+            return original if isinstance(original, HcsError) else inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error

@@ -169,6 +169,10 @@ def stale_reasons(storage: Storage, place: Place, claim: Claim) -> list[str] | N
     return claim.changes_since(record.claim)
 
 
+class StaleStageError(InputError):
+    """A finished or begun stage no longer follows from the present inputs and configuration."""
+
+
 class StageWriter:
     """Collects the outputs of a running stage; handed out by `writing_stage`."""
 
@@ -232,7 +236,7 @@ def _begin(storage: Storage, place: Place, claim: Claim, force: bool) -> None:
     before = finished.claim if finished else _parse_claim(begun[0]) if begun else claim
     changes = claim.changes_since(before)
     if changes and not force:
-        raise InputError(f"{place.stage} {place.name}: {stale_message(place, changes)}")
+        raise StaleStageError(f"{place.stage} {place.name} is {stale_message(place, changes)}")
     if force:
         for path in storage.sizes(place.folder):
             if place.owns(path) and path != place.lease:
@@ -304,8 +308,8 @@ class Lease:
     def _held_message(self, holder: Mapping[str, Any]) -> str:
         who = f"{holder.get('user')}@{holder.get('host')}, process {holder.get('pid')}"
         return (
-            f"{self._storage.url}/{self._place.folder}: {self._place.stage} {self._place.name} is being written "
-            f"by {who}; wait for it or stop it"
+            f"{self._storage.url}/{self._place.folder}: {self._place.stage} {self._place.name} is being "
+            f"written by {who}; wait for it or stop it"
         )
 
     def _content(self) -> bytes:

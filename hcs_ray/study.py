@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hcs_ray.config import StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
-from hcs_ray.contracts import InputError
+from hcs_ray.contracts import InputError, Progress
 from hcs_ray.stage import (
     Claim,
     Place,
     StageRecord,
     StageWriter,
+    StaleStageError,
     read_record,
     record_digest,
     stale_message,
@@ -106,10 +107,6 @@ class Study:
             raise StaleStageError(f"{stage} {place.name} is {stale_message(place, reasons)}")
         return reasons is not None
 
-    def outdated(self, stage: str, claim: Claim) -> bool:
-        """Whether a finished or begun stage has another claim."""
-        return bool(stale_reasons(self.storage, self.place(stage), claim))
-
     @contextlib.contextmanager
     def writing(self, stage: str, claim: Claim, force: bool = False) -> Iterator[StageWriter]:
         """Write a stage under its lease (`hcs_ray.stage.writing_stage`), keeping this use's configuration."""
@@ -123,6 +120,25 @@ class Study:
         self.storage.put_if_absent(path, to_yaml(self.config).encode())
         return path
 
+    def verify(self, progress: Progress) -> int:
+        """Read every output of every complete stage of this run against its hash; how many there are."""
+        records = [record for stage in STAGES if (record := read_record(self.storage, self.place(stage)))]
+        total = sum(len(record.outputs) for record in records)
+        if not records:
+            raise InputError(f"{self.storage.url}: no stage of {self.name} is complete")
+        done = 0
+        for record in records:
+            for path in record.outputs:
+                record.read(self.storage, path)
+                done += 1
+                progress(done, total)
+        return total
+
+    @property
+    def sweep_folder(self) -> str:
+        """Where a sweep of this name lies."""
+        return f"sweeps/{self.name}"
+
     def with_name(self, name: str) -> Study:
         """The same study under another run's name."""
         return Study(self.storage, self.config, checked_name(name))
@@ -134,10 +150,6 @@ class Study:
             if follows & set(spec.inputs):
                 follows.add(other)
         return [other for other in STAGES if other in follows and other != stage]
-
-
-class StaleStageError(InputError):
-    """A finished stage no longer follows from the present inputs and configuration."""
 
 
 def open_study(target: str, name: str = "main", overrides: Sequence[str] = ()) -> Study:

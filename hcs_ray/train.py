@@ -23,11 +23,11 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError, Progress
-from hcs_ray.model.network import CHECKPOINT_FILE, CHECKPOINT_KEY, SCORE, ModelSpec, MoaNetwork
-from hcs_ray.screen.splits import read_split
+from hcs_ray.model.network import CHECKPOINT_FILE, CHECKPOINT_KEY, SCORE, MoaNetwork, ModelSpec
 from hcs_ray.session import cause_of, ensure_session
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study
+from hcs_ray.tables import read_index, read_split
 
 _RAY_FOLDER = "ray"  # Ray Train's own, below runs/NAME
 _POLL_SECONDS = 0.5
@@ -90,7 +90,7 @@ def prepare(study: Study) -> TrainJob:
     """Join index and split into the fields to learn from and to be judged by."""
     reader = ShardReader(study.storage, study.require("shard"))
     sides = read_split(study)[[c.PLATE, c.WELL, c.SIDE]]
-    fields = reader.index().merge(sides, on=[c.PLATE, c.WELL], validate="many_to_one")
+    fields = read_index(study).merge(sides, on=[c.PLATE, c.WELL], validate="many_to_one")
     fields = fields[fields[c.SIDE].isin((c.TRAIN, c.VALIDATION))].reset_index(drop=True)
     controls = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
     if not study.config.model.dmso_class:
@@ -139,7 +139,8 @@ def fit(
         result = _run(trainer)
     if result.checkpoint is None:
         raise HcsError(f"{job.study.storage.url}/{folder}: training ended without a checkpoint")
-    return result.checkpoint
+    checkpoint: Checkpoint = result.checkpoint
+    return checkpoint
 
 
 def _run(trainer: Any) -> Any:
@@ -206,25 +207,26 @@ class _Watch:
 
 def _train_worker(config: Mapping[str, Any]) -> None:
     """One rank."""
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+    import ray.train.lightning
 
     from hcs_ray.model import fitting
 
     job: TrainJob = config["job"]
+    lightning: Any = ray.train.lightning
     context = ray.train.get_context()
     reader = ShardReader(job.study.storage, job.study.require("shard"))
     rank = fitting.Rank(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
-        strategy=RayDDPStrategy(find_unused_parameters=False),
-        environment=RayLightningEnvironment(),
+        strategy=lightning.RayDDPStrategy(find_unused_parameters=False),
+        environment=lightning.RayLightningEnvironment(),
         report=_Reporter(job),
     )
     run = fitting.Run(job.spec, job.study.config.train, reader, job.fields)
     latest = ray.train.get_checkpoint()
     with latest.as_directory() if latest else contextlib.nullcontext() as folder:
         resume = Path(folder, CHECKPOINT_FILE) if folder else None
-        fitting.fit(run, rank, prepare_trainer, resume)
+        fitting.fit(run, rank, lightning.prepare_trainer, resume)
 
 
 class _Reporter:

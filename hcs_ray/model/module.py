@@ -14,7 +14,7 @@ from torch.nn import functional
 from hcs_ray import contracts as c
 from hcs_ray.config import TrainConfig
 from hcs_ray.model.loader import LABEL, Batch
-from hcs_ray.model.network import ModelSpec, MoaNetwork
+from hcs_ray.model.network import MoaNetwork, ModelSpec
 
 
 class MoaModule(pl.LightningModule):

@@ -1,8 +1,9 @@
 """NSC and NSCB: does a treatment's nearest neighbour, of another compound, share its mechanism of action?
 
 Definitions of Ljosa et al. 2013 (https://doi.org/10.1177/1087057113503553) and Ando et al. 2017
-(https://doi.org/10.1101/161422). NSC leaves out neighbours of the query's compound; NSCB also those of its
-batch.
+(https://doi.org/10.1101/161422). NSC leaves out neighbours of the query's compound; NSCB also those of
+its batch. Mechanisms are not spread evenly over batches, so a batch effect alone can lift NSC above chance;
+NSCB guards against that.
 """
 
 from __future__ import annotations

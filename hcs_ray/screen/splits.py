@@ -15,8 +15,8 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.config import SplitConfig
 from hcs_ray.contracts import InputError, Progress
-from hcs_ray.shards.read import INDEX
 from hcs_ray.study import Study
+from hcs_ray.tables import read_index, read_split
 
 SPLIT_COLUMNS = (c.COMPOUND, c.PLATE, c.WELL, c.SIDE, c.FOLD, c.SEED)
 
@@ -24,19 +24,12 @@ SPLIT_COLUMNS = (c.COMPOUND, c.PLATE, c.WELL, c.SIDE, c.FOLD, c.SEED)
 def split(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
     """Write ``splits/NAME.parquet``, one row a well."""
     claim = study.claim("split")
-    complete = not force and study.is_complete("split", claim)
-    if not complete:
-        columns = [c.COMPOUND, c.PLATE, c.WELL, c.MOA, c.PERT_TYPE]
-        index = study.require("shard").read_table(study.storage, INDEX, columns)
+    if force or not study.is_complete("split", claim):
+        index = read_index(study, [c.COMPOUND, c.PLATE, c.WELL, c.MOA, c.PERT_TYPE])
         with study.writing("split", claim, force) as writer:
             writer.write_table(f"{study.name}.parquet", divide(index.drop_duplicates(), study.config.split))
-    progress(1, 1)
+        progress(1, 1)
     return report(read_split(study))
-
-
-def read_split(study: Study) -> pd.DataFrame:
-    """The split of this run."""
-    return study.require("split").read_table(study.storage, f"splits/{study.name}.parquet")
 
 
 def report(table: pd.DataFrame) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
@@ -23,7 +22,6 @@ from hcs_ray.shards.illumination import FloatArray
 from hcs_ray.stage import StageRecord
 from hcs_ray.storage import Storage
 
-INDEX = "shards/index.parquet"
 MANIFEST = "shards/manifest.json"
 
 
@@ -45,10 +43,6 @@ class ShardReader:
         self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
         self.shape: tuple[int, int, int] = (len(self.channels), *self.manifest["field_px"])
         self._plate = functools.lru_cache(maxsize=None)(self._load_plate)
-
-    def index(self) -> pd.DataFrame:
-        """One row a field, sorted by key."""
-        return self._record.read_table(self._storage, INDEX)
 
     def pixels(self, shard: str, offset: int, size: int, sha256: str, out: Pixels | None = None) -> Pixels:
         """The raw pixels of one member, (C, H, W) uint16.

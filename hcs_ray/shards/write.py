@@ -27,7 +27,7 @@ from hcs_ray.config import ShardsConfig
 from hcs_ray.contracts import InputError, Progress
 from hcs_ray.screen import Screen, file_column
 from hcs_ray.screen.bbbc021 import open_screen
-from hcs_ray.session import ensure_session, result_of
+from hcs_ray.session import ensure_session, plainly
 from hcs_ray.shards import codec, quality
 from hcs_ray.shards.codec import Pixels
 from hcs_ray.shards.illumination import IlluminationEstimate
@@ -90,7 +90,8 @@ def _write_plates(screen: Screen, study: Study, progress: Progress) -> None:
         (first,), _ = ray.wait(list(running), num_returns=1)
         job = running.pop(first)
         try:
-            result_of(first, f"plate {job.plate}")
+            with plainly(f"plate {job.plate}"):
+                ray.get(first)
         except BaseException:
             for reference in running:
                 ray.cancel(reference, force=True)

@@ -29,8 +29,8 @@ class Canvas:
 class Territory:
     """Which cell a pixel belongs to, and how deep in it the pixel lies: maps (height, width).
 
-    Cells share the plane by the smallest distance in units of their own radius, so that touching cells meet in a
-    junction instead of overlapping.
+    Cells share the plane by the smallest distance in units of their own radius, so that touching cells meet
+    in a junction instead of overlapping.
     """
 
     owner: NDArray[np.intp]
@@ -85,7 +85,7 @@ def _waves(cells: Cells, chance: np.random.Generator) -> NDArray[np.complex64]:
 def window_at(
     y: float, x: float, reach: float, size: tuple[int, int]
 ) -> tuple[tuple[slice, slice], Image, Image]:
-    """The part of a field within reach of a point, with offsets from the point: (rows, 1) and (1, columns)."""
+    """The part of a field within reach of a point, with the offsets from it: (rows, 1), (1, columns)."""
     rows = slice(max(0, int(y - reach)), max(0, min(size[0], int(y + reach) + 2)))
     columns = slice(max(0, int(x - reach)), max(0, min(size[1], int(x + reach) + 2)))
     offset_y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(y)

@@ -149,6 +149,7 @@ def truth_of(field: FieldPlan, cells: Cells) -> dict[str, object]:
         "key": field.key,
         **_labels("Metadata", said),
         **_labels("True", true),
+        "True_MOA": true.compound.moa,
         "Dose_Acts": true.acts,
         "Dose_Strength": true.strength,
         "Penetrance": true.compound.penetrance,
@@ -169,7 +170,6 @@ def _labels(prefix: str, item: Treatment) -> dict[str, object]:
     return {
         f"{prefix}_Compound": item.compound.name,
         f"{prefix}_Concentration": float(item.concentration_um),
-        f"{prefix}_MOA": item.compound.moa,
     }
 
 

@@ -1,4 +1,4 @@
-"""Microtubules, stress fibres, lumps and needles: curves as points dropped on the pixels, blurred once a field."""
+"""Microtubules, stress fibres, lumps and needles: points dropped on the pixels, blurred once a field."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEEDLES: Final = 18
 
 @dataclass(frozen=True)
 class Curves:
-    """Points of curves: positions (n, curves, points) in pixels, the light of one point for each cell (n,)."""
+    """Points of curves: positions (n, curves, points) in pixels, the light of a point by cell (n,)."""
 
     y: NDArray[np.float32]
     x: NDArray[np.float32]
@@ -31,7 +31,7 @@ class Curves:
 
 
 def dropped(curves: Curves, light: Floats, plane: Canvas, within: Territory | None, blur: float) -> Image:
-    """The points' light on the pixels, blurred; with ``within``, points outside their own cell are left out."""
+    """The points' light on the pixels, blurred; ``within`` leaves out points outside their own cell."""
     from scipy.ndimage import gaussian_filter
 
     height, width = plane.size
@@ -50,7 +50,7 @@ def dropped(curves: Curves, light: Floats, plane: Canvas, within: Territory | No
 
 
 def microtubules(cells: Cells, plane: Canvas) -> Curves:
-    """Curves from around the nucleus, or from the poles of a rounded cell, outwards; in bundles they run together."""
+    """Curves from around the nucleus, or from a rounded cell's poles, outwards; bundles run together."""
     chance, diameter = plane.chance, plane.diameter
     size = (len(cells), MICROTUBULES)
     rounded = (cells.state != INTERPHASE)[:, None]

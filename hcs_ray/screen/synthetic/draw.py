@@ -14,7 +14,7 @@ from hcs_ray.screen.synthetic.nuclei import draw_nuclei
 from hcs_ray.screen.synthetic.nuisance import Image, expose, spoil
 from hcs_ray.screen.synthetic.settings import source_of_chance
 
-LIGHT: Final = (8600.0, 4300.0, 2100.0)  # counts of a unit of DAPI, tubulin and actin
+LIGHT: Final = (8900.0, 6300.0, 2800.0)  # counts of a unit of DAPI, tubulin and actin
 
 
 def draw_field(field: FieldPlan) -> list[NDArray[np.uint16]]:
@@ -69,7 +69,9 @@ def _tubulin(cells: Cells, ground: Territory, hole: Image, plane: Canvas) -> Ima
     lines = dropped(fibres, fibres.light * (1.0 - bundle), plane, ground, 0.011)
     lines += dropped(fibres, fibres.light * bundle, plane, ground, 0.022)
     shade = np.where(rounded, 0.0, 0.72).astype(np.float32)[ground.owner] * hole
-    return np.asarray(diffuse + lines * np.maximum(np.float32(1.0) - shade, 0.0) + _aggregates(cells, plane), np.float32)
+    return np.asarray(
+        diffuse + lines * np.maximum(np.float32(1.0) - shade, 0.0) + _aggregates(cells, plane), np.float32
+    )
 
 
 def _aggregates(cells: Cells, plane: Canvas) -> Image:

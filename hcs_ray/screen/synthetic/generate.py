@@ -48,24 +48,30 @@ def generate(
 ) -> None:
     """Draws the screen that ``config`` describes into ``folder``, with the truth in ``truth.parquet``.
 
-    The files depend on ``config`` alone, byte for byte, whatever the number of ``workers`` (default: every core
-    this process may use). Killed at any moment and called again, it keeps whole plates and ends with the same
-    files; the image table is written last, so where it stands the screen is whole. ``progress`` gets (fields
-    done, all fields).
-    Raises InputError where the folder holds other things or a screen with other settings, or cannot be written.
+    The files depend on ``config`` alone, byte for byte on one kind of machine with one set of libraries,
+    whatever the number of ``workers`` (default: every core this process may use). Killed at any moment and
+    called again, it keeps whole plates and ends with the same files; the image table is written last, so where
+    it stands the screen is whole. ``progress`` gets (fields done, all fields).
+    Raises InputError where the folder holds other things or a screen with other settings, or cannot be
+    written; HcsError where drawing fails on the way (a full disk, a killed process).
     """
+    folder = Path(folder)
+    screen = plan(config)
     try:
-        _generate(config, Path(folder), workers or _cores(), progress or (lambda done, total: None))
+        _claim(config, folder)
     except OSError as error:
         raise InputError(f"cannot write the screen to {folder}: {error.strerror or error}") from error
+    try:
+        _complete(screen, folder, workers or _cores(), progress or (lambda done, total: None))
     except BrokenProcessPool as error:
         message = f"a process that drew {folder} was killed (out of memory?); run it again to go on"
         raise HcsError(message) from error
+    except OSError as error:
+        raise HcsError(f"drawing the screen in {folder} failed: {error}") from error
 
 
-def _generate(config: SyntheticConfig, folder: Path, workers: int, progress: Progress) -> None:
-    screen = plan(config)
-    _claim(config, folder)
+def _complete(screen: Screen, folder: Path, workers: int, progress: Progress) -> None:
+    """Draws what a folder with the right settings still lacks."""
     missing = [number for number, plate in enumerate(screen.plates) if not (folder / plate.name).is_dir()]
     if not missing and (folder / IMAGE_TABLE).is_file():
         progress(screen.fields, screen.fields)
@@ -130,7 +136,7 @@ def _draw(screen: Screen, folder: Path, missing: list[int], workers: int, progre
     return [row for place in sorted(truth) for row in truth[place]]
 
 
-# Settings, the unfinished plate's folder (None: it is whole, only its truth is wanted), plate, fields from, to.
+# Settings, the unfinished plate's folder (None: it is whole, only its truth is wanted), plate, first, last + 1.
 Task = tuple[SyntheticConfig, Path | None, int, int, int]
 
 
@@ -178,7 +184,7 @@ def _planned(config: SyntheticConfig) -> Screen:
 def _work(config: SyntheticConfig, partial: Path | None, number: int, start: int, stop: int) -> Truth:
     """Draws some fields of a plate, if wanted, and tells their truth."""
     screen = _planned(config)
-    fields = list(fields_of(screen, screen.plates[number]))[start:stop]
+    fields = fields_of(screen, screen.plates[number], start, stop)
     for field in fields if partial is not None else ():
         names = file_names(config.seed, field.plate, field.well, field.site)
         for name, image in zip(names, draw_field(field), strict=True):

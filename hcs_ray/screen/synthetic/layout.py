@@ -209,7 +209,7 @@ def _layout(
 ) -> tuple[Well, ...]:
     """Controls at their fixed wells, treatments at wells drawn once for the layout."""
     content = {well: dmso() for well in DMSO_WELLS[: config.dmso_wells]}
-    content |= {well: control for well in TAXOL_WELLS[: config.taxol_wells]}
+    content |= dict.fromkeys(TAXOL_WELLS[: config.taxol_wells], control)
     free = [well for well in WELLS if well not in DMSO_WELLS + TAXOL_WELLS]
     if len(treatments) > len(free):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Drawing DNA: nuclei with lobes, micronuclei and nucleoli, the chromosomes of rounded cells; and vacuoles."""
+"""Drawing DNA: nuclei with lobes, micronuclei and nucleoli, chromosomes of rounded cells. And vacuoles."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def _chromosomes(
     for angle, distance in zip(angles.tolist(), away.tolist(), strict=True):
         long = 0.055 * diameter * chance.uniform(0.8, 1.2)
         yield Body(
-            y + distance * np.sin(angle), x + distance * np.cos(angle), long, 0.6 * long, angle, 1.6, 4.0, hole=0.4
+            y + distance * np.sin(angle), x + distance * np.cos(angle), long, 0.6 * long, angle, 1.6,
+            edge=4.0, hole=0.4,
         )  # fmt: skip
 
 

@@ -15,10 +15,10 @@ CHANNELS: Final = ("DAPI", "Tubulin", "Actin")
 ArtefactKind = Literal["out_of_focus", "saturation", "debris", "empty", "bubble"]
 ARTEFACTS: Final[tuple[ArtefactKind, ...]] = get_args(ArtefactKind)
 # Background in camera counts of an average plate, near the 1st percentiles of BBBC021.
-BACKGROUND: Final = np.array([690.0, 960.0, 730.0])
+BACKGROUND: Final = np.array([880.0, 1200.0, 930.0])
 FULL_SCALE: Final = 65_520  # the 12-bit camera's 4095, times 16
 _WEEK_SPREAD: Final = {
-    "gain": 0.30, "background": 0.22, "density": 0.16, "haze": 0.5, "vignette": 0.3, "blur": 0.12,
+    "gain": 0.25, "background": 0.17, "density": 0.15, "haze": 0.4, "vignette": 0.3, "blur": 0.12,
 }  # fmt: skip
 _PLATE_SHARE: Final = 0.28  # a plate's own deviation, as a share of a week's
 
@@ -49,7 +49,7 @@ class Nuisance:
 
 
 def nuisance_of(config: SyntheticConfig, week: int, plate: str, well: str) -> Nuisance:
-    """The nuisance in force in a well: its week's, its plate's, a tilt across the plate and the well's own."""
+    """The nuisance in force in a well: the week's, the plate's, a tilt across the plate, the well's own."""
     size = config.nuisance_strength
     plate_chance = source_of_chance(config.seed, "plate", plate)
     well_chance = source_of_chance(config.seed, "well", plate, well)

@@ -1,7 +1,7 @@
 """What a cell looks like, as numbers, and how each mechanism of action moves them.
 
-A cell is a vector of shape parameters (``SHAPES``). A mechanism is an effect: what is added to the parameters of a
-responding cell at a saturating dose. The phenotypes follow the descriptions of BBBC021's twelve classes
+A cell is a vector of shape parameters (``SHAPES``). A mechanism is an effect: what is added to the parameters
+of a responding cell at a saturating dose. The phenotypes follow the descriptions of BBBC021's twelve classes
 (Ljosa et al., J Biomol Screen 2013); the numbers are made up so that the drawn cells look like them.
 """
 
@@ -111,8 +111,8 @@ NOVEL_EFFECTS: Final[Mapping[str, Mapping[str, float]]] = {
     "needles": {"spikes": 0.95, "cell_size": -0.1, "actin_fibre": -0.3},
 }
 TOXIC_EFFECT: Final[Mapping[str, float]] = {
-    "count": -1.7, "cell_size": -0.65, "nucleus_size": -0.42, "nucleus_brightness": 0.7, "tubulin_fibre": -0.9,
-    "actin_fibre": -0.7, "protrusion": 0.15, "tubulin_level": 0.3, "actin_level": 0.3, "micronuclei": 0.8,
+    "count": -1.7, "cell_size": -0.65, "nucleus_size": -0.42, "nucleus_brightness": 0.7,
+    "tubulin_fibre": -0.9, "actin_fibre": -0.7, "protrusion": 0.15, "tubulin_level": 0.3, "actin_level": 0.3, "micronuclei": 0.8,
 }  # fmt: skip
 
 POSITIVE_CONTROL_MOA: Final = "Microtubule stabilizers"

@@ -31,9 +31,9 @@ def file_names(seed: int, plate: Plate, well: Well, site: int) -> tuple[str, str
     styles = (f"{week}{15 + plate.week}0607_", "", f"{week}7__", f"{week}4sites_")
     style = (plate.week - 1) % len(styles)
     prefix = styles[0] if style == 2 and plate.number % 3 == 0 else styles[style]
+    stem = f"{well.name}_s{site}_"
     first, second, third = (
-        f"{prefix}{well.name}_s{site}_{wavelength}{_uuid(seed, plate.name, well.name, str(site), wavelength)}.tif"
-        for wavelength in WAVELENGTHS
+        f"{prefix}{stem}{wave}{_uuid(seed, plate.name, stem + wave)}.tif" for wave in WAVELENGTHS
     )
     return first, second, third
 
@@ -99,11 +99,11 @@ def _text(header: str, rows: Iterable[str]) -> str:
     return "\n".join([header, *rows]) + "\n"
 
 
-def fields_of(screen: Screen, plate: Plate) -> Iterator[FieldPlan]:
-    """The plans of a plate's fields, by well and site."""
-    for well in plate.wells:
-        for site in range(1, screen.config.sites + 1):
-            yield field_plan(screen.config, plate, well, site)
+def fields_of(screen: Screen, plate: Plate, start: int, stop: int) -> list[FieldPlan]:
+    """The plans of a plate's fields from ``start`` to before ``stop``, counted by well and site."""
+    sites = screen.config.sites
+    places = (divmod(number, sites) for number in range(start, stop))
+    return [field_plan(screen.config, plate, plate.wells[well], site + 1) for well, site in places]
 
 
 def truth_rows(fields: Iterable[FieldPlan]) -> list[dict[str, object]]:

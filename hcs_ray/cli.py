@@ -1,0 +1,310 @@
+"""The commands. A stage's module, with torch or Ray behind it, is loaded only when that stage runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from hcs_ray.contracts import HcsError, InputError, Progress
+
+if TYPE_CHECKING:
+    from hcs_ray.study import Study
+
+app = typer.Typer(
+    name="hcs-ray",
+    help="From the raw images of a high content screen to honest answers about its compounds.",
+    epilog="Example: hcs-ray demo, then hcs-ray run hcs-demo --name second --set train.lr=3e-4",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+# Stage -> module, function, what its progress counts.
+_RUNNERS: dict[str, tuple[str, str, str]] = {
+    "shard": ("hcs_ray.shards.write", "shard", "fields"),
+    "split": ("hcs_ray.screen.splits", "split", "tables"),
+    "train": ("hcs_ray.train", "train", "epochs"),
+    "embed": ("hcs_ray.embed", "embed", "fields"),
+    "profile": ("hcs_ray.profiles.build", "profile", "steps"),
+    "map": ("hcs_ray.maps", "make_map", "steps"),
+    "outliers": ("hcs_ray.outliers", "find_outliers", "steps"),
+    "report": ("hcs_ray.report.build", "report", "parts"),
+}
+
+Target = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A YAML file, a study folder or an s3:// prefix.")
+]
+Name = Annotated[str, typer.Option("--name", help="The run's name: its folder in every stage.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.lr=3e-4.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Make it again where it is stale or complete.")]
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON on standard output.")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="The study's folder; raw images go below it.")] = "hcs-demo",
+    size: Annotated[str, typer.Option(help="demo, or smallest for a quick check.")] = "demo",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another screen.")] = 0,
+    force: Force = False,
+) -> None:
+    """Draw a small screen and take it all the way to a report. No account, GPU or network needed."""
+    from hcs_ray.demo import prepare_demo
+    from hcs_ray.storage import LocalStorage, open_storage, preflight
+    from hcs_ray.study import open_study
+
+    if size not in ("demo", "smallest"):
+        raise InputError(f"--size {size}: it is demo or smallest")
+    storage = open_storage(folder)
+    if not isinstance(storage, LocalStorage):
+        raise InputError(f"{folder}: the demo draws its screen into a local folder")
+    preflight(storage)
+    with _bar("generate", "fields") as progress:
+        prepare_demo(storage, size, seed, progress)
+    study = open_study(folder)
+    _run_stages(study, list(_RUNNERS), force)
+    _farewell(study)
+
+
+@app.command()
+def run(
+    study: Target,
+    name: Name = "main",
+    overrides: Overrides = None,
+    first: Annotated[str, typer.Option("--from", help="Begin with this stage.")] = "shard",
+    last: Annotated[str, typer.Option("--to", help="End with this stage.")] = "report",
+    force: Annotated[bool, typer.Option("--force", help="Make stale stages again.")] = False,
+) -> None:
+    """Run every stage that is not complete, in order."""
+    opened = _open(study, name, overrides)
+    stages = list(_RUNNERS)
+    for option, stage in (("--from", first), ("--to", last)):
+        if stage not in stages:
+            raise InputError(f"{option} {stage}: it is one of {', '.join(stages)}")
+    chosen = stages[stages.index(first) : stages.index(last) + 1]
+    if not chosen:
+        raise InputError(f"--from {first} comes after --to {last}")
+    _run_stages(opened, chosen, force)
+    _farewell(opened)
+
+
+@app.command("generate")
+def generate_command(
+    folder: Annotated[str, typer.Argument(help="Where the raw screen goes, as in my-study/raw.")],
+    size: Annotated[str, typer.Option(help="demo, smallest, or bbbc021 (55 plates of 60 wells).")] = "demo",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Draw a raw screen in BBBC021's layout, with its truth in truth.parquet."""
+    from pathlib import Path
+
+    from hcs_ray.screen.synthetic import SyntheticConfig, generate
+
+    config = _synthetic(SyntheticConfig, size, seed, overrides or [])
+    with _bar("generate", "fields") as progress:
+        generate(config, Path(folder), progress=progress)
+    _say(f"Raw screen in {folder}. Next: write a study.yaml beside it and run hcs-ray shard.")
+
+
+def _stage_command(stage: str, help_text: str) -> None:
+    def command(
+        study: Target,
+        name: Name = "main",
+        overrides: Overrides = None,
+        force: Force = False,
+        as_json: Json = False,
+    ) -> None:
+        opened = _open(study, name, overrides)
+        figures = _run_stage(opened, stage, force)
+        if as_json:
+            typer.echo(json.dumps(figures))
+
+    example = f"Example: hcs-ray {stage} hcs-demo --name main"
+    app.command(stage, help=help_text, epilog=example)(command)
+
+
+_stage_command("shard", "Turn raw images into verified WebDataset shards with an index.")
+_stage_command("split", "Divide the compounds into training, validation and test.")
+_stage_command("train", "Train the network, data-parallel; goes on from its newest checkpoint.")
+_stage_command("embed", "Write an embedding and MoA probabilities of every field.")
+_stage_command("profile", "Make profiles of wells and treatments, and score them (NSC, NSCB).")
+_stage_command("map", "Lay all fields out in two dimensions with UMAP.")
+_stage_command("outliers", "Score how unusual each field is, with a reason for the most unusual.")
+_stage_command("report", "Write the report, one HTML file.")
+
+
+@app.command()
+def tune(
+    study: Target,
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="As in tune_configs/smoke.yaml.")],
+    name: Name = "main",
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Sweep hyperparameters over train with Ray Tune and write a leaderboard."""
+    from hcs_ray.tune import tune as run_tune
+
+    opened = _open(study, name, overrides)
+    with _bar("tune", "trials") as progress:
+        figures = run_tune(opened, sweep, progress, force)
+    _say(f"  {_figures(figures)}")
+    _say(f"Leaderboard: {opened.storage.url}/{opened.sweep_folder}/leaderboard.parquet")
+
+
+@app.command()
+def verify(study: Target, name: Name = "main", overrides: Overrides = None) -> None:
+    """Read every output of every complete stage and compare it with its hash."""
+    opened = _open(study, name, overrides)
+    with _bar("verify", "files") as progress:
+        checked = opened.verify(progress)
+    _say(f"  {checked} files are as they were written")
+
+
+config_app = typer.Typer(no_args_is_help=True, help="Show the configuration or its schema.")
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("show")
+def config_show(study: Target, overrides: Overrides = None) -> None:
+    """The whole configuration of a study, defaults included, as YAML."""
+    from hcs_ray.config import to_yaml
+
+    typer.echo(to_yaml(_open(study, "main", overrides).config), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of study.yaml, for editors."""
+    from hcs_ray.config import StudyConfig
+
+    typer.echo(json.dumps(StudyConfig.model_json_schema(), indent=1))
+
+
+def main() -> None:
+    """The entry point: one clear line and an exit code for every failure; ``--debug`` shows tracebacks."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+        os.environ["HCS_RAY_DEBUG"] = "1"
+    try:
+        app()
+    except HcsError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to go on", 130)
+    except Exception as error:
+        if debug:
+            raise
+        first = str(error).strip().splitlines() or [""]
+        _fail(f"unexpected {type(error).__name__}: {first[0]} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"hcs-ray: {' '.join(message.split())}\n")
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+def _open(target: str, name: str, overrides: list[str] | None) -> Study:
+    from hcs_ray.study import open_study
+
+    return open_study(target, name, overrides or [])
+
+
+def _synthetic(model: Any, size: str, seed: int, overrides: list[str]) -> Any:
+    from hcs_ray.config import with_overrides
+
+    if size not in ("demo", "smallest", "bbbc021"):
+        raise InputError(f"--size {size}: it is demo, smallest or bbbc021")
+    return with_overrides(model.preset(size, seed=seed), overrides, f"--size {size}")
+
+
+def _run_stages(study: Study, stages: list[str], force: bool) -> None:
+    from hcs_ray.stage import StaleStageError
+    from hcs_ray.storage import preflight
+
+    preflight(study.storage)
+    for stage in stages:
+        try:
+            _run_stage(study, stage, force=False)
+        except StaleStageError as error:
+            if not force:
+                after = ", ".join(study.downstream(stage))
+                follows = f" (and then, after it: {after})" if after else ""
+                raise StaleStageError(f"{error}{follows}") from None
+            _run_stage(study, stage, force=True)
+
+
+def _run_stage(study: Study, stage: str, force: bool) -> dict[str, Any]:
+    module, function, unit = _RUNNERS[stage]
+    with _bar(stage, unit) as progress:
+        runner: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
+        figures = runner(study, progress, force)
+    _say(f"  {_figures(figures)}")
+    return figures
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    parts = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            chance = value.get("above_chance")
+            note = "" if chance is None else ("" if chance else ", not above chance")
+            value = value.get("text", ", ".join(f"{inner} {key}" for key, inner in value.items())) + note
+        parts.append(f"{name}: {value}")
+    return "; ".join(parts)
+
+
+@contextmanager
+def _bar(stage: str, unit: str) -> Iterator[Progress]:
+    """A progress bar on standard error; where that is no terminal, a line at the start and the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True, highlight=False)
+    started = time.monotonic()
+    seen: list[int] = []
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(stage, total=None)
+
+        def update(done: int, total: int) -> None:
+            if not seen and not console.is_terminal:
+                console.print(f"{stage:<9} {total} {unit} ...")
+            seen.append(done)
+            bars.update(task, completed=done, total=total)
+
+        yield update
+    state = f"{time.monotonic() - started:.1f} s" if seen else "complete"
+    console.print(f"{stage:<9} {state}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _farewell(study: Study) -> None:
+    from hcs_ray.study import STAGES
+
+    _say("")
+    for stage in STAGES:
+        _say(f"  {stage:<9} {study.storage.url}/{study.place(stage).folder}")
+    _say(f"\nReport: {study.storage.url}/{study.place('report').folder}/index.html (open it in a browser)")

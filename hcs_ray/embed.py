@@ -1,0 +1,135 @@
+"""`hcs-ray embed`: an embedding and MoA probabilities of every field, by Ray Data batch inference.
+
+Ray Data hands fixed chunks of the index to a pool of actors; each reads, decodes and infers, and writes its
+chunk by one put. So a killed run goes on with the chunks that are missing, and no pixel travels through
+Ray's object store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from hcs_ray import contracts as c
+from hcs_ray.contracts import Progress
+from hcs_ray.model import augment
+from hcs_ray.model.loader import FieldSource
+from hcs_ray.session import ensure_session, plainly
+from hcs_ray.shards.read import ShardReader
+from hcs_ray.stage import parquet_bytes
+from hcs_ray.study import Study
+from hcs_ray.tables import read_index
+from hcs_ray.train import load_network
+
+
+def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
+    """Write ``embeddings/NAME/``; chunks that a killed run has written are kept."""
+    claim = study.claim("embed")
+    fields = len(read_index(study, [c.KEY]))
+    chunks = list(_chunks(fields, study.config.embed.chunk_fields))
+    if not force and study.is_complete("embed", claim):
+        return {"fields": fields, "files": len(chunks)}
+    with study.writing("embed", claim, force) as writer:
+        there = study.storage.sizes(study.place("embed").folder)
+        missing = [chunk for chunk in chunks if writer.path(chunk_file(*chunk)) not in there]
+        done = fields - sum(last - first + 1 for first, last in missing)
+        progress(done, fields)
+        for first, last in _run(study, missing):
+            done += last - first + 1
+            progress(done, fields)
+        for chunk in chunks:
+            data = study.storage.read(writer.path(chunk_file(*chunk)))
+            writer.add(chunk_file(*chunk), len(data), hashlib.sha256(data).hexdigest())
+    return {"fields": fields, "files": len(chunks)}
+
+
+def chunk_file(first: int, last: int) -> str:
+    """The file of the fields ``first`` to ``last`` (both in it) of the index."""
+    return f"{first:08d}-{last:08d}.parquet"
+
+
+def _chunks(fields: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, fields, size):
+        yield first, min(first + size, fields) - 1
+
+
+def _run(study: Study, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Embed chunks, yielding each as it is written."""
+    if not chunks:
+        return
+    ensure_session()
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    config = study.config.embed
+    work = ray.data.from_items(
+        [{"first": first, "last": last} for first, last in chunks], override_num_blocks=len(chunks)
+    )
+    actors = min(config.workers, len(chunks))
+    written = work.map_batches(
+        _Embedder,
+        fn_constructor_args=(study,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=config.cpus_per_worker,
+        num_gpus=1 if config.use_gpu else 0,
+    )
+    with plainly("embedding"):
+        for row in written.iter_rows():
+            yield int(row["first"]), int(row["last"])
+
+
+class _Embedder:
+    """One actor: holds the network and writes the chunks it is handed."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._config = study.config.embed
+        self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
+        network, self._spec = load_network(study)
+        self._network = network.to(self._device)
+        reader = ShardReader(study.storage, study.require("shard"))
+        self._source = FieldSource(reader, read_index(study), self._spec.downsample)
+        self._pool = ThreadPoolExecutor(self._config.threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for first, last in zip(batch["first"], batch["last"], strict=True):
+            table = self._chunk(int(first), int(last))
+            path = f"{self._study.place('embed').folder}/{chunk_file(int(first), int(last))}"
+            self._study.storage.write(path, parquet_bytes(table))
+        return {"first": batch["first"], "last": batch["last"]}
+
+    def _chunk(self, first: int, last: int) -> pa.Table:
+        embeddings, probabilities = [], []
+        for start in range(first, last + 1, self._config.batch):
+            stop = min(start + self._config.batch, last + 1)
+            e, p = self._infer(range(start, stop))
+            embeddings.append(e)
+            probabilities.append(p)
+        fields = self._source.fields.iloc[first : last + 1]
+        return self._table(fields, np.concatenate(embeddings), np.concatenate(probabilities))
+
+    def _infer(self, positions: range) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        view = augment.whole(self._source.reader.shape)
+        images = list(self._pool.map(lambda position: self._source.image(position, view), positions))
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.stack(images)).to(self._device)
+            embeddings, logits = self._network(pixels)
+            return embeddings.float().cpu().numpy(), logits.float().softmax(1).cpu().numpy()
+
+    def _table(
+        self, fields: pd.DataFrame, embeddings: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]
+    ) -> pa.Table:
+        table = pa.Table.from_pandas(fields[[c.KEY, *c.FIELD_COLUMNS]], preserve_index=False)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
+        table = table.append_column(c.EMBEDDING, vectors)
+        for number, name in enumerate(self._spec.classes):
+            table = table.append_column(f"{c.PROBABILITY_PREFIX}{name}", pa.array(probabilities[:, number]))
+        return table.replace_schema_metadata(None)
