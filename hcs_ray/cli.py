@@ -72,7 +72,7 @@ def demo(
         prepare_demo(storage, size, seed, progress)
     study = open_study(folder)
     _run_stages(study, list(_RUNNERS), force)
-    _farewell(study)
+    _farewell(study, list(_RUNNERS))
 
 
 @app.command()
@@ -94,7 +94,7 @@ def run(
     if not chosen:
         raise InputError(f"--from {first} comes after --to {last}")
     _run_stages(opened, chosen, force)
-    _farewell(opened)
+    _farewell(opened, chosen)
 
 
 @app.command("generate")
@@ -157,7 +157,7 @@ def tune(
     with _bar("tune", "trials") as progress:
         figures = run_tune(opened, sweep, progress, force)
     _say(f"  {_figures(figures)}")
-    _say(f"Leaderboard: {opened.storage.url}/{opened.sweep_folder}/leaderboard.parquet")
+    _say(f"Leaderboard: {opened.storage.url}/{opened.place('tune').folder}/leaderboard.parquet")
 
 
 @app.command()
@@ -301,10 +301,12 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _farewell(study: Study) -> None:
-    from hcs_ray.study import STAGES
-
+def _farewell(study: Study, stages: list[str]) -> None:
     _say("")
-    for stage in STAGES:
-        _say(f"  {stage:<9} {study.storage.url}/{study.place(stage).folder}")
-    _say(f"\nReport: {study.storage.url}/{study.place('report').folder}/index.html (open it in a browser)")
+    for stage in stages:
+        _say(f"{stage:<9} {study.storage.url}/{study.place(stage).folder}")
+    if "report" in stages:
+        _say(f"\nNext: open {study.storage.url}/{study.place('report').folder}/index.html in a browser")
+    else:
+        after = list(_RUNNERS)[list(_RUNNERS).index(stages[-1]) + 1]
+        _say(f"\nNext: hcs-ray run {study.storage.url} --name {study.name} --from {after}")

@@ -177,9 +177,12 @@ class MapConfig(Section):
 class OutliersConfig(Section):
     """`hcs-ray outliers`."""
 
-    neighbors: PositiveInt = Field(7, description="nearest fields whose mean distance is the score")
+    neighbors: PositiveInt = Field(7, description="nearest rows whose mean distance is measured")
+    normalization: Literal["none", "center", "standardize", "mad_robustize"] = "standardize"
     top_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="share that gets a reason")
-    seed: NonNegativeInt = 0
+    threshold: Annotated[float, Field(gt=0)] = Field(
+        3.5, description="robust z-score from which there is a reason (Iglewicz and Hoaglin 1993)"
+    )
 
 
 class ReportConfig(Section):

@@ -24,29 +24,38 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "OMP_NUM_THREADS": "1",
 }
 
 
-def ensure_session() -> None:
-    """Join or start Ray, once a process."""
+def ensure_session(*, dashboard: bool = False) -> None:
+    """Join or start Ray, once a process.
+
+    A sweep needs the ``dashboard``: Ray Train frees the workers of a trial that was stopped early only where
+    it can ask the dashboard's state API who is alive.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         return
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.DEBUG if os.environ.get("HCS_RAY_DEBUG") else logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False)
         return
+    if not os.environ.get("HCS_RAY_DEBUG"):
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; else a token goes to the home folder
     folder = tempfile.mkdtemp(prefix="hcs-ray-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ray.init(
         address="local",
         _temp_dir=folder,
-        include_dashboard=False,
+        include_dashboard=dashboard,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=bool(os.environ.get("HCS_RAY_DEBUG")),
         logging_level=logging.ERROR,

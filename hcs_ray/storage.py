@@ -178,14 +178,22 @@ class LocalStorage:
         return True
 
     def put_if_match(self, path: str, data: bytes, version: str) -> bool:
-        guard = self.path(path).parent / f"{_TEMPORARY}guard"
-        with guard.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel where this process dies
+        with self._locked(self.path(path).parent):
             current = self.read_versioned(path)
             if current is None or current[1] != version:
                 return False
             self.write(path, data)
             return True
+
+    @contextlib.contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Hold the kernel's lock on a folder; it goes with the process."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def delete(self, path: str) -> None:
         self.path(path).unlink(missing_ok=True)

@@ -38,7 +38,7 @@ class StageSpec:
     flat: bool = False
 
 
-# The pipeline, in its order.
+# The pipeline in its order, and the sweep beside it.
 STAGES: Mapping[str, StageSpec] = {
     "shard": StageSpec("shards", (), ("screen", "shards")),
     "split": StageSpec("splits", ("shard",), ("split",), flat=True),
@@ -50,6 +50,7 @@ STAGES: Mapping[str, StageSpec] = {
     "report": StageSpec(
         "reports/{name}", ("shard", "train", "embed", "profile", "map", "outliers"), ("report",)
     ),
+    "tune": StageSpec("sweeps/{name}", ("shard", "split"), ("model", "train")),
 }
 
 
@@ -133,11 +134,6 @@ class Study:
                 done += 1
                 progress(done, total)
         return total
-
-    @property
-    def sweep_folder(self) -> str:
-        """Where a sweep of this name lies."""
-        return f"sweeps/{self.name}"
 
     def with_name(self, name: str) -> Study:
         """The same study under another run's name."""

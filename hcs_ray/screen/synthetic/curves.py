@@ -66,7 +66,9 @@ def microtubules(cells: Cells, plane: Canvas) -> Curves:
     x = cells.x[:, None] + pole * np.cos(cells.angle)[:, None] + begin * np.cos(start_at)
     y_points = y.astype(np.float32)[:, :, None] + np.cumsum(np.sin(turn), axis=2) * stride
     x_points = x.astype(np.float32)[:, :, None] + np.cumsum(np.cos(turn), axis=2) * stride
-    light = cells.shape("tubulin_fibre") * np.where(cells.state == MONOASTRAL, 1.5, 1.1) * 24.0 / diameter
+    light = (
+        cells.shape("tubulin_fibre") * np.where(cells.state == MONOASTRAL, 1.5, 1.1) * 24.0 * _point(diameter)
+    )
     return Curves(y_points, x_points, light)
 
 
@@ -91,7 +93,7 @@ def stress_fibres(cells: Cells, plane: Canvas) -> Curves:
     across = plane.chance.uniform(-0.5, 0.5, size) + plane.chance.normal(0.0, 0.07, size) * along
     along = along + plane.chance.uniform(-0.2, 0.2, size)
     y, x = _turned(cells, along * plane.diameter, across * plane.diameter)
-    return Curves(y, x, cells.shape("actin_fibre") * 48.0 / plane.diameter)
+    return Curves(y, x, cells.shape("actin_fibre") * 48.0 * _point(plane.diameter))
 
 
 def foci(cells: Cells, plane: Canvas) -> Curves:
@@ -113,7 +115,12 @@ def needles(cells: Cells, plane: Canvas) -> Curves:
     away = plane.diameter * plane.chance.uniform(0.65, 0.95, size) * step
     y, x = _turned(cells, away * np.cos(angle), away * np.sin(angle))
     spiked = (cells.shape("spikes") > 0.15) & (cells.state == INTERPHASE)
-    return Curves(y, x, np.where(spiked, cells.shape("spikes"), 0.0) * 60.0 / plane.diameter)
+    return Curves(y, x, np.where(spiked, cells.shape("spikes"), 0.0) * 60.0 * _point(plane.diameter))
+
+
+def _point(diameter: float) -> float:
+    """The light of a point that makes a cell as bright at one magnification as at another."""
+    return diameter / 58.0**2
 
 
 def _turned(cells: Cells, u: Floats, v: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -50,8 +50,8 @@ def generate(
 
     The files depend on ``config`` alone, byte for byte on one kind of machine with one set of libraries,
     whatever the number of ``workers`` (default: every core this process may use). Killed at any moment and
-    called again, it keeps whole plates and ends with the same files; the image table is written last, so where
-    it stands the screen is whole. ``progress`` gets (fields done, all fields).
+    called again, it keeps whole plates and ends with the same files; the image table is written last, so
+    where it stands the screen is whole. ``progress`` gets (fields done, all fields).
     Raises InputError where the folder holds other things or a screen with other settings, or cannot be
     written; HcsError where drawing fails on the way (a full disk, a killed process).
     """
@@ -77,10 +77,18 @@ def _complete(screen: Screen, folder: Path, workers: int, progress: Progress) ->
         progress(screen.fields, screen.fields)
         return
     (folder / IMAGE_TABLE).unlink(missing_ok=True)
-    for stale in folder.glob(".*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
+    _sweep(folder)
     truth = _draw(screen, folder, missing, workers, progress)
     _write_tables(screen, folder, truth)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed run left half-written."""
+    for plate in folder.glob(".*.partial"):
+        shutil.rmtree(plate, ignore_errors=True)
+    for name in (SETTINGS_FILE, TRUTH_TABLE, MOA_TABLE, COMPOUND_TABLE, IMAGE_TABLE):
+        for file in folder.glob(f".{name}.*.tmp"):
+            file.unlink()
 
 
 def _cores() -> int:
@@ -136,7 +144,7 @@ def _draw(screen: Screen, folder: Path, missing: list[int], workers: int, progre
     return [row for place in sorted(truth) for row in truth[place]]
 
 
-# Settings, the unfinished plate's folder (None: it is whole, only its truth is wanted), plate, first, last + 1.
+# Settings, the unfinished plate's folder (None: it is whole, only its truth is wanted), plate, start, stop.
 Task = tuple[SyntheticConfig, Path | None, int, int, int]
 
 

@@ -83,11 +83,12 @@ def _nuclei(cells: Cells, number: int, diameter: float, chance: np.random.Genera
     away = 0.0 if lobes == 1 else 0.92 * radius * (1.0 - 0.2 / lobes)
     for lobe in range(lobes):
         angle = turn + 2.0 * np.pi * (lobe + 0.15 * chance.normal()) / lobes
+        out = away * chance.uniform(0.45, 1.15) if lobes > 2 else away
         stretch = float(np.exp(0.12 + 0.08 * chance.normal() + 0.10 * cells.shape("elongation")[number]))
         tilt = float(cells.angle[number]) if lobes == 1 else angle + 0.5 * np.pi
         own = part * float(np.exp(0.10 * chance.normal())) if lobes > 1 else part
         yield Body(
-            float(cells.y[number]) + away * np.sin(angle), float(cells.x[number]) + away * np.cos(angle),
+            float(cells.y[number]) + out * np.sin(angle), float(cells.x[number]) + out * np.cos(angle),
             own * stretch, own / stretch, tilt, light,
             hollow=float(cells.shape("nucleus_ring")[number]),
             nucleoli=tuple(map(tuple, chance.uniform(-0.5, 0.5, (3, 2)).tolist())),

@@ -112,7 +112,8 @@ NOVEL_EFFECTS: Final[Mapping[str, Mapping[str, float]]] = {
 }
 TOXIC_EFFECT: Final[Mapping[str, float]] = {
     "count": -1.7, "cell_size": -0.65, "nucleus_size": -0.42, "nucleus_brightness": 0.7,
-    "tubulin_fibre": -0.9, "actin_fibre": -0.7, "protrusion": 0.15, "tubulin_level": 0.3, "actin_level": 0.3, "micronuclei": 0.8,
+    "tubulin_fibre": -0.9, "actin_fibre": -0.7, "protrusion": 0.15, "tubulin_level": 0.3,
+    "actin_level": 0.3, "micronuclei": 0.8,
 }  # fmt: skip
 
 POSITIVE_CONTROL_MOA: Final = "Microtubule stabilizers"

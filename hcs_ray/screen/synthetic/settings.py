@@ -20,10 +20,11 @@ Count = Annotated[int, Field(ge=0)]
 class SyntheticConfig(BaseModel):
     """What to draw. The defaults are the demo; every field of the screen follows from these values.
 
-    ``plates_per_week`` and ``compounds_per_moa`` are one number for all, or one for each week or MoA. A week's
-    plates are layouts of ``replicates`` plates each (the last may have fewer). Of a compound's ``doses`` the
-    ``active_doses`` highest act. ``artefact_rate`` is a share of the fields, ``mislabelled_rate`` one of the
-    labelled wells (at least one where above 0). ``nuisance_strength`` 0 leaves out plate and week effects.
+    ``plates_per_week`` and ``compounds_per_moa`` are one number for all, or one for each week or MoA. A
+    week's plates are layouts of ``replicates`` plates each; the last layout may have fewer. Of a compound's
+    ``doses`` the ``active_doses`` highest act. ``artefact_rate`` is a share of the fields,
+    ``mislabelled_rate`` one of the labelled wells (at least one where above 0). ``nuisance_strength`` 0
+    leaves out plate and week effects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

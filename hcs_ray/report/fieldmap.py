@@ -1,0 +1,172 @@
+"""The map of all fields: one large, with a title on every point, and small ones by what else is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.report.figures import Numbers, category_map, value_map
+from hcs_ray.report.palette import (
+    CONTROL_COLOUR,
+    OKABE_ITO,
+    QUIET_COLOUR,
+    Style,
+    category_styles,
+    ordered_styles,
+    tints,
+)
+from hcs_ray.report.pictures import Picture
+
+NO_LABEL: Final = "no label"
+NO_REASON: Final = "none"
+_WIDTH: Final = 1000  # of the large map's coordinates
+_HEIGHTS: Final = (450, 800)
+_MARGIN: Final = 16
+_LARGE_POINTS: Final = 3000  # with a title each; more would make the page slow
+_SYMBOLS: Final = {"o": "circle", "^": "triangle", "s": "square", "D": "diamond"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A field on the large map, in the coordinates of its drawing."""
+
+    x: float
+    y: float
+    group: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """An entry of the large map's legend."""
+
+    name: str
+    colour: str
+    symbol: str
+    fields: int
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """The large map (of ``shown`` fields among ``total``) and the small ones."""
+
+    width: int
+    height: int
+    shown: int
+    total: int
+    groups: tuple[Group, ...]
+    points: tuple[Point, ...]
+    small: tuple[Picture, ...]
+
+
+def mechanism_labels(fields: pd.DataFrame) -> pd.Series[Any]:
+    """What a field is called: its MoA, the name of a negative control, or that it has no label."""
+    control = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
+    labels = fields[c.MOA].astype(object).where(fields[c.MOA].notna(), NO_LABEL)
+    return labels.where(~control, fields[c.COMPOUND]).astype(str)
+
+
+def mechanism_styles(fields: pd.DataFrame) -> dict[str, Style]:
+    """Styles of `mechanism_labels`; what is drawn first comes first: no label, controls, mechanisms."""
+    moas = sorted({str(moa) for moa in fields[c.MOA].dropna()})
+    controls = sorted({str(name) for name in fields[fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL][c.COMPOUND]})
+    return {
+        NO_LABEL: Style(QUIET_COLOUR),
+        **{name: Style(CONTROL_COLOUR) for name in controls},
+        **category_styles(moas),
+    }
+
+
+def field_map(fields: pd.DataFrame) -> FieldMap:
+    """From a table of fields: ``x``, ``y``, ``Metadata_*``, ``side``, ``score`` and ``reason``."""
+    table = fields.assign(label=mechanism_labels(fields))
+    styles = {
+        name: style for name, style in mechanism_styles(fields).items() if (table["label"] == name).any()
+    }
+    places = table[["x", "y"]].to_numpy(dtype=np.float64)
+    drawn, height = _fitted(places)
+    rows = np.unique(np.linspace(0, len(table) - 1, min(len(table), _LARGE_POINTS)).astype(int))
+    names = list(styles)
+    points = [
+        Point(round(drawn[row, 0], 1), round(drawn[row, 1], 1), names.index(table["label"].iloc[row]), title)
+        for row, title in zip(rows, _titles(table.iloc[rows]), strict=True)
+    ]
+    return FieldMap(
+        width=_WIDTH,
+        height=height,
+        shown=len(points),
+        total=len(table),
+        groups=tuple(
+            Group(name, style.colour, _SYMBOLS[style.mark], int((table["label"] == name).sum()))
+            for name, style in styles.items()
+        ),
+        points=tuple(sorted(points, key=lambda point: point.group)),
+        small=tuple(_small_maps(table, places)),
+    )
+
+
+def _small_maps(table: pd.DataFrame, places: Numbers) -> list[Picture]:
+    weeks = ordered_styles(sorted(table[c.BATCH].astype(str).unique()))
+    plates = {
+        plate: Style(tone)
+        for week, style in weeks.items()
+        for plate, tone in _toned(sorted(table[table[c.BATCH] == week][c.PLATE].unique()), style.colour)
+    }
+    sides = {
+        c.UNUSED: Style(QUIET_COLOUR), c.TEST: Style(OKABE_ITO[1]),
+        c.VALIDATION: Style(OKABE_ITO[5]), c.TRAIN: Style(OKABE_ITO[0]),
+    }  # fmt: skip
+    reasons = {
+        NO_REASON: Style(QUIET_COLOUR), "novel": Style(OKABE_ITO[2]),
+        "mislabelled": Style(OKABE_ITO[3], "D"), "artefact": Style(OKABE_ITO[1], "^"),
+    }  # fmt: skip
+    reason = table["reason"].astype(object).where(table["reason"].notna(), NO_REASON).astype(str)
+    dose = table[c.CONCENTRATION].where(table[c.CONCENTRATION] > 0).to_numpy(dtype=np.float64)
+    return [
+        category_map("Week", places, list(table[c.BATCH].astype(str)), weeks, weeks),
+        category_map(
+            "Plate: a tone within its week", places, list(table[c.PLATE].astype(str)), plates, weeks
+        ),
+        category_map("Side of the split", places, list(table[c.SIDE].astype(str)), sides, _last_first(sides)),
+        value_map("Dose", places, np.log10(dose), "log10 of concentration in µM; grey: control"),
+        value_map(
+            "Outlier score", places, table["score"].to_numpy(dtype=np.float64), "higher is more unusual"
+        ),
+        category_map("Outlier reason", places, list(reason), reasons, _last_first(reasons)),
+    ]
+
+
+def _last_first(styles: dict[str, Style]) -> dict[str, Style]:
+    """For a legend: what is drawn on top comes first."""
+    return dict(reversed(styles.items()))
+
+
+def _toned(plates: list[str], colour: str) -> zip[tuple[str, str]]:
+    return zip(plates, tints(colour, len(plates)), strict=True)
+
+
+def _titles(table: pd.DataFrame) -> list[str]:
+    return [
+        f"{label} · {treatment} · {plate} {well} site {site} · {side}"
+        for label, treatment, plate, well, site, side in zip(
+            table["label"], table[c.TREATMENT], table[c.PLATE], table[c.WELL], table[c.SITE], table[c.SIDE],
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+def _fitted(places: Numbers) -> tuple[Numbers, int]:
+    """Places scaled alike in both directions into a drawing, y upwards, and the drawing's height."""
+    low = places.min(axis=0)
+    extent = np.maximum(places.max(axis=0) - low, 1e-9)
+    inner = _WIDTH - 2 * _MARGIN
+    height = int(np.clip(inner * extent[1] / extent[0], *_HEIGHTS)) + 2 * _MARGIN
+    scale = min(inner / extent[0], (height - 2 * _MARGIN) / extent[1])
+    middle = low + extent / 2
+    x = _WIDTH / 2 + (places[:, 0] - middle[0]) * scale
+    y = height / 2 - (places[:, 1] - middle[1]) * scale
+    return np.column_stack([x, y]), height

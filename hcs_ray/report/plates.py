@@ -1,0 +1,168 @@
+"""The screen on its plates: wells coloured by a quality measure, and quality by plate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.report.palette import scale_colours
+
+_PLATE_SIZES: Final = ((8, 12), (16, 24), (32, 48))  # 96, 384 and 1536 wells
+_CLIP: Final = (0.02, 0.98)  # of wells: a few artefacts must not take the whole scale
+_MEASURES: Final = {
+    "Mean": ("mean intensity", "camera units, mean of a well's fields"),
+    "FocusScore": ("focus", "variance of the Laplacian over the squared mean; low where blurred or empty"),
+}
+_MARKS: Final = {c.NEGATIVE_CONTROL: "–", c.POSITIVE_CONTROL: "+"}
+_LEGEND_STEPS: Final = 7
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quality column and what it is called."""
+
+    column: str
+    title: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class WellCell:
+    """A well on a plate's map, counted from 0."""
+
+    row: int
+    column: int
+    colour: str
+    mark: str
+    title: str
+
+
+@dataclass(frozen=True)
+class PlateMap:
+    """One plate: its wells, of those that are there at all."""
+
+    plate: str
+    batch: str
+    rows: tuple[str, ...]
+    columns: int
+    wells: tuple[WellCell, ...]
+
+
+@dataclass(frozen=True)
+class PlateMaps:
+    """All plates by one measure, on one scale."""
+
+    measure: Measure
+    low: str
+    high: str
+    colours: tuple[str, ...]
+    plates: tuple[PlateMap, ...]
+
+
+@dataclass(frozen=True)
+class PlateQuality:
+    """A plate's fields in a line."""
+
+    plate: str
+    batch: str
+    fields: int
+    wells: int
+    flagged: int
+    medians: tuple[str, ...]
+
+
+def measures(channels: Sequence[str]) -> list[Measure]:
+    """Mean intensity and focus of every channel, those of the first channel first."""
+    return [
+        Measure(f"{c.QC_PREFIX}{name}_{channel}", f"{channel}: {title}", explanation)
+        for channel in channels
+        for name, (title, explanation) in _MEASURES.items()
+    ]
+
+
+def plate_maps(index: pd.DataFrame, measure: Measure) -> PlateMaps:
+    """Wells of all plates coloured by the mean of a measure over their fields."""
+    wells = _wells(index, measure.column)
+    low, high = (float(wells["value"].quantile(q)) for q in _CLIP)
+    shares = (wells["value"] - low) / ((high - low) or 1)
+    wells = wells.assign(colour=scale_colours(shares.to_numpy()))
+    shape = _plate_shape(wells)
+    return PlateMaps(
+        measure=measure,
+        low=_short(low),
+        high=_short(high),
+        colours=tuple(scale_colours(np.linspace(0, 1, _LEGEND_STEPS))),
+        plates=tuple(
+            _plate_map(str(batch), str(plate), rows, shape)
+            for (batch, plate), rows in wells.groupby([c.BATCH, c.PLATE], sort=True)
+        ),
+    )
+
+
+def plate_qualities(index: pd.DataFrame, listed: Sequence[Measure]) -> list[PlateQuality]:
+    """A line a plate: fields, wells, fields with a quality flag, medians of the measures."""
+    flags = [name for name in index.columns if str(name).startswith(f"{c.QC_PREFIX}Flag_")]
+    return [
+        PlateQuality(
+            plate=str(plate),
+            batch=str(batch),
+            fields=len(rows),
+            wells=int(rows[c.WELL].nunique()),
+            flagged=int(rows[flags].any(axis=1).sum()),
+            medians=tuple(_short(float(rows[measure.column].median())) for measure in listed),
+        )
+        for (batch, plate), rows in index.groupby([c.BATCH, c.PLATE], sort=True)
+    ]
+
+
+def _wells(index: pd.DataFrame, column: str) -> pd.DataFrame:
+    keys = [c.BATCH, c.PLATE, c.WELL, c.TREATMENT, c.PERT_TYPE]
+    wells = index.groupby(keys, sort=True, dropna=False)[column].mean().rename("value").reset_index()
+    row = wells[c.WELL].str.extract(r"^([A-Z]+)(\d+)$")
+    return wells.assign(row=row[0].map(_row_number), column=row[1].astype(int) - 1)
+
+
+def _row_number(letters: str) -> int:
+    number = 0
+    for letter in letters:  # A to Z, then AA to AF on plates of 1536 wells
+        number = 26 * number + ord(letter) - ord("A") + 1
+    return number - 1
+
+
+def _row_name(number: int) -> str:
+    letter = chr(ord("A") + number % 26)
+    return letter if number < 26 else _row_name(number // 26 - 1) + letter
+
+
+def _plate_shape(wells: pd.DataFrame) -> tuple[int, int]:
+    rows, columns = int(wells["row"].max()) + 1, int(wells["column"].max()) + 1
+    return next(((r, k) for r, k in _PLATE_SIZES if rows <= r and columns <= k), (rows, columns))
+
+
+def _plate_map(batch: str, plate: str, wells: pd.DataFrame, shape: tuple[int, int]) -> PlateMap:
+    records: list[dict[str, Any]] = wells.to_dict(orient="records")  # type: ignore[assignment]
+    return PlateMap(
+        plate=plate,
+        batch=batch,
+        rows=tuple(_row_name(number) for number in range(shape[0])),
+        columns=shape[1],
+        wells=tuple(
+            WellCell(
+                row=int(row["row"]),
+                column=int(row["column"]),
+                colour=str(row["colour"]),
+                mark=_MARKS.get(str(row[c.PERT_TYPE]), ""),
+                title=f"{row[c.WELL]} · {row[c.TREATMENT]} · {_short(row['value'])}",
+            )
+            for row in records
+        ),
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
