@@ -178,7 +178,6 @@ class OutliersConfig(Section):
     """`hcs-ray outliers`."""
 
     neighbors: PositiveInt = Field(7, description="nearest rows whose mean distance is measured")
-    normalization: Literal["none", "center", "standardize", "mad_robustize"] = "standardize"
     top_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="share that gets a reason")
     threshold: Annotated[float, Field(gt=0)] = Field(
         3.5, description="robust z-score from which there is a reason (Iglewicz and Hoaglin 1993)"

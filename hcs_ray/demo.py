@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hcs_ray.config import StudyConfig, to_yaml
+import yaml
+
+from hcs_ray.config import StudyConfig
 from hcs_ray.contracts import Progress
 from hcs_ray.screen.synthetic import SyntheticConfig, generate
 from hcs_ray.storage import LocalStorage
@@ -33,7 +35,13 @@ def demo_config(size: str) -> StudyConfig:
     return StudyConfig.model_validate({**_SECTIONS[size], **title})
 
 
+def study_yaml(size: str) -> str:
+    """The same as a file for people: only what differs from the defaults."""
+    keys = yaml.safe_dump(demo_config(size).model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    return f"# hcs-ray config show . prints every key; hcs-ray config schema explains them.\n{keys}"
+
+
 def prepare_demo(storage: LocalStorage, size: str, seed: int, progress: Progress) -> None:
     """Draw the raw screen and write ``study.yaml``, each only where it is not there yet."""
     generate(SyntheticConfig.preset(size, seed=seed), storage.root / RAW, progress=progress)  # type: ignore[arg-type]
-    storage.put_if_absent(STUDY_FILE, to_yaml(demo_config(size)).encode())
+    storage.put_if_absent(STUDY_FILE, study_yaml(size).encode())

@@ -34,7 +34,7 @@ def make_map(study: Study, progress: Progress, force: bool = False) -> dict[str,
     if force or not study.is_complete("map", claim):
         with study.writing("map", claim, force) as writer:
             writer.write_table(f"{study.name}.parquet", _draw(study, progress))
-    progress(_STEPS, _STEPS)
+            progress(_STEPS, _STEPS)
     return report(read_map(study), study.config.map)
 
 

@@ -230,7 +230,8 @@ class S3Storage:
             from botocore.config import Config
 
             retries = {"mode": "standard", "max_attempts": 8}
-            self._connection = boto3.client("s3", config=Config(retries=retries, max_pool_connections=32))
+            session = boto3.session.Session()
+            self._connection = session.client("s3", config=Config(retries=retries, max_pool_connections=32))
         return self._connection
 
     def _key(self, path: str) -> str:

@@ -124,8 +124,8 @@ def _tune_config(study: Study, sweep: SweepConfig) -> Any:
         metric=sweep.metric,
         mode=sweep.mode,
         num_samples=sweep.trials,
-        max_concurrent_trials=sweep.concurrent_trials,
-        search_alg=BasicVariantGenerator(random_state=sweep.seed),
+        search_alg=BasicVariantGenerator(max_concurrent=sweep.concurrent_trials, random_state=sweep.seed),
+        trial_dirname_creator=lambda trial: trial.trial_id,
         scheduler=ASHAScheduler(
             time_attr="training_iteration",  # one report an epoch
             max_t=epochs,

@@ -116,5 +116,5 @@ def test_the_stage_writes_one_row_a_field_and_is_then_complete(tmp_path: Path) -
     np.testing.assert_array_equal(mapped[["x", "y"]], umap_layout(rows, MapConfig(seed=3)))
     seen.clear()
     make_map(study, lambda *step: seen.append(step))
-    assert seen == [(3, 3)]
+    assert not seen
     assert (tmp_path / "maps/main.parquet").read_bytes() == written

@@ -6,12 +6,12 @@ scaled to equal standard deviations of a normal distribution, so that one thresh
 - distance, at every level: the mean distance to the nearest embeddings (on a logarithmic scale);
 - artefact: a quality measure of the image is off for its plate and treatment (of wells and treatments, the
   median over their fields);
-- mislabelled, of wells: farther from the own replicates than from another treatment and than those
-  replicates are from one another;
+- mislabelled, of wells: farther from the own replicates than from a treatment of another compound and MoA,
+  and than those replicates are from one another;
 - novel, of treatments without MoA: every known treatment is far, and the own replicates agree.
 
-The score is the largest of them. Embeddings are normalised on the negative controls of their plate. Low doses
-and reasons that the network was trained to overlook stay unseen; the evidence says what was seen.
+The score is the largest of them. Embeddings are centred on the negative controls of their plate. A label that
+the network was trained on pulls its wells together, so that of a well it learned by heart is not doubted.
 """
 
 from __future__ import annotations

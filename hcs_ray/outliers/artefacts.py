@@ -61,7 +61,7 @@ def find_artefacts(fields: pd.DataFrame, quality: pd.DataFrame) -> Finding:
         prefix = f"{c.QC_PREFIX}{rule.measure}_"
         for column in quality.columns[quality.columns.str.startswith(prefix)]:
             z = rule.side * _unexpected(fields, quality[column].astype(float), rule)
-            better = ~(z <= best)  # also where nothing was found yet
+            better = (z > best) | np.isnan(best)
             direction = "above" if rule.side > 0 else "below"
             text = f"{rule.words} of {column.removeprefix(prefix)} {{:.1f}} MADs {direction} "
             best = np.where(better, z, best)
@@ -71,7 +71,7 @@ def find_artefacts(fields: pd.DataFrame, quality: pd.DataFrame) -> Finding:
 
 def _unexpected(fields: pd.DataFrame, values: pd.Series[float], rule: QualityRule) -> Float64:
     """Deviation of a measure (N,) from its plate's median and its treatment's other wells, in plate MADs."""
-    level = values if rule.share else np.log(values.clip(lower=_LEAST))
+    level = values if rule.share else pd.Series(np.log(values.clip(lower=_LEAST)))
     level = level - level.groupby(fields[c.PLATE]).transform("median")
     wells = level.groupby([fields[WELL_NAME], fields[c.TREATMENT]]).median()
     others = wells.groupby(level=1).transform(_median_of_others).droplevel(1)

@@ -20,18 +20,28 @@ class Finding(NamedTuple):
     words: Sequence[str]
 
 
-def robust_z(values: Float64, least_spread: float = LEAST_SPREAD) -> Float64:
-    """Deviations (N,) from the median in MADs scaled to standard deviations; NaN stays NaN.
+def robust_z(values: Float64, reference: Float64 | None = None) -> Float64:
+    """Deviations (N,) from the median in robust standard deviations; NaN stays NaN.
 
-    Source: Iglewicz and Hoaglin 1993, "How to detect and handle outliers". The scaled MAD is taken to be no
-    less than ``least_spread``.
+    Median and spread are those of ``reference``, by default of the values. NaN where it is empty. Source:
+    Iglewicz and Hoaglin 1993, "How to detect and handle outliers".
+    """
+    known = values if reference is None else reference
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return np.full(values.shape, np.nan)
+    return np.asarray((values - np.median(known)) / spread_of(known), dtype=np.float64)
+
+
+def spread_of(values: Float64) -> float:
+    """The MAD of values on a logarithmic scale, scaled to a standard deviation, and at least `LEAST_SPREAD`.
+
+    NaN where no value is known.
     """
     known = values[np.isfinite(values)]
     if not known.size:
-        return np.full(values.shape, np.nan)
-    center = np.median(known)
-    spread = np.median(np.abs(known - center)) / NORMAL_MAD
-    return np.asarray((values - center) / max(spread, least_spread), dtype=np.float64)
+        return float("nan")
+    return max(float(np.median(np.abs(known - np.median(known)))) / NORMAL_MAD, LEAST_SPREAD)
 
 
 def log_ratio(above: Float64, below: Float64) -> Float64:

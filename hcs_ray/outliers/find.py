@@ -11,7 +11,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.config import OutliersConfig
-from hcs_ray.contracts import Progress
+from hcs_ray.contracts import InputError, Progress
 from hcs_ray.outliers.artefacts import WELL_NAME, find_artefacts, of_groups, quality_of
 from hcs_ray.outliers.evidence import Finding, robust_z
 from hcs_ray.outliers.replicates import Links, find_mislabelled, find_novel
@@ -94,16 +94,17 @@ def score_screen(
         Each row's name and metadata; ``distance`` (mean to the nearest, in the normalised embedding);
         ``artefact`` and ``mislabelled`` or ``novel`` (robust z-scores, null where not judged); ``score``,
         the largest; ``rank`` (1 is the most outlying, ties by name); ``neighbours`` (names of the nearest
-        rows); and in the top fraction ``reason`` (artefact, mislabelled, novel; null where nothing reaches the
-        threshold) and ``evidence``. Fields without a reason take their well's, and all their treatment's.
-        The order of the given rows does not matter.
+        rows); and in the top fraction ``reason`` (artefact, mislabelled, novel; null where nothing reaches
+        the threshold) and ``evidence``. Fields without a reason take their well's, and all take their
+        treatment's. The order of the given rows does not matter.
 
     Raises:
-        InputError: as `hcs_ray.profiles.normalize.normalize`; a field that is not in the index.
+        InputError: a plate without negative controls, controls all equal, a feature that is not finite, or a
+            field that is not in the index.
     """
     fields, features = _by_key(fields, embeddings)
     quality = quality_of(fields, index)
-    features = normalize(fields, features, config.normalization).features
+    features = _normalized(fields, features)
     wells, well_features = to_wells(fields, features, "mean")
     treatments, treatment_features = to_treatments(wells, well_features, "mean")
 
@@ -115,7 +116,7 @@ def score_screen(
     }
     by_well = {
         ARTEFACT: of_groups(artefacts, fields, WELL_NAME, wells),
-        MISLABELLED: find_mislabelled(links),
+        MISLABELLED: find_mislabelled(treatments, links),
     }
     field = rank_level(FIELD, fields, features, {ARTEFACT: artefacts}, config)
     well = rank_level(WELL, wells, well_features, by_well, config)
@@ -132,6 +133,21 @@ def _by_key(fields: pd.DataFrame, embeddings: Floats) -> tuple[pd.DataFrame, Flo
     ordered = fields.iloc[order].reset_index(drop=True)
     ordered[WELL_NAME] = ordered[c.PLATE].astype(str) + "_" + ordered[c.WELL].astype(str)
     return ordered, embeddings[order]
+
+
+def _normalized(fields: pd.DataFrame, features: Floats) -> Float64:
+    """Each plate centred on its negative controls; one scale for all, the deviation of all controls.
+
+    A plate's own scale, from a handful of controls, would pull the replicates of a strong phenotype apart.
+    """
+    centred = normalize(fields, features, "center").features
+    controls = (fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL).to_numpy(dtype=bool)
+    spread = centred[controls].std(axis=0)
+    # No more than the rounding of float32, in which embeddings are computed, is no spread.
+    kept = spread > np.finfo(np.float32).eps * np.abs(features[controls]).max(axis=0)
+    if not kept.any():
+        raise InputError("the negative controls' embeddings are all equal; train and embed again")
+    return np.asarray(centred[:, kept] / spread[kept])
 
 
 def nearest_rows(features: Floats, neighbors: int) -> tuple[Float64, Ints]:
@@ -200,11 +216,11 @@ def _explain(table: pd.DataFrame, findings: Mapping[str, Finding], config: Outli
 
 def inherit(table: pd.DataFrame, upper: pd.DataFrame, on: str, config: OutliersConfig) -> pd.DataFrame:
     """Give top rows without a reason that of their well or treatment, unless it is an artefact."""
-    given = upper[upper[REASON].notna() & (upper[REASON] != ARTEFACT)].set_index(on)
-    heirs = _in_top(table, config) & table[REASON].isna() & table[on].isin(given.index)
-    result = table.copy()
-    for row in np.flatnonzero(heirs).tolist():
-        name = str(table.loc[row, on])
-        result.loc[row, REASON] = given.loc[name, REASON]
-        result.loc[row, EVIDENCE] = f"{name}: {given.loc[name, EVIDENCE]}"
+    explained = upper[upper[REASON].notna() & (upper[REASON] != ARTEFACT)]
+    given = {row[on]: (row[REASON], row[EVIDENCE]) for row in explained.to_dict(orient="records")}
+    result, names = table.copy(), table[on].tolist()
+    for row in np.flatnonzero(_in_top(table, config) & table[REASON].isna()).tolist():
+        if names[row] in given:
+            reason, evidence = given[names[row]]
+            result.loc[row, [REASON, EVIDENCE]] = [reason, f"{names[row]}: {evidence}"]
     return result

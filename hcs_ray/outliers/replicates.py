@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
-from hcs_ray.outliers.evidence import Finding, log_ratio, robust_z
+from hcs_ray.outliers.evidence import Finding, log_ratio, robust_z, spread_of
 from hcs_ray.profiles.aggregate import Float64, Ints
 
 
@@ -31,7 +32,7 @@ class Links:
 
     @classmethod
     def between(cls, wells: pd.DataFrame, features: Float64) -> Links:
-        """Distances (Euclidean) between the wells of a screen, in blocks of bounded memory."""
+        """From the wells of a screen, by Euclidean distances; in blocks, never all pairs of wells at once."""
         from sklearn.metrics import pairwise_distances_chunked
 
         code, names = pd.factorize(wells[c.TREATMENT], sort=True)
@@ -49,49 +50,59 @@ class Links:
 
     @property
     def among_replicates(self) -> Float64:
-        """(W,) the mean distance between a well's replicates without that well; 0 for fewer than two."""
+        """(W,) the mean distance between a well's replicates without that well; NaN for fewer than two."""
         count = self.count[self.code]
         sums = self.own * (count - 1)
         pairs = np.bincount(self.code, np.nan_to_num(sums), len(self.count))[self.code] - 2 * sums
-        return np.where(count > 2, pairs / np.maximum((count - 1) * (count - 2), 1), 0.0)
+        return np.where(count > 2, pairs / np.maximum((count - 1) * (count - 2), 1), np.nan)
 
 
-def find_mislabelled(links: Links) -> Finding:
-    """Wells far from replicates that agree, and near to another treatment; NaN for one without a replicate.
+def find_mislabelled(treatments: pd.DataFrame, links: Links) -> Finding:
+    """Wells far from replicates that agree, and near to a treatment of another compound and MoA.
 
-    The score is of log(a / max(b, c)): a to the replicates, b to the nearest other treatment, c among the
-    replicates. The silhouette (Rousseeuw 1987) is made of a and b alike.
+    The score is log(a / max(b, c)), a to the replicates, b to the nearest such treatment, c among the
+    replicates (the silhouette of Rousseeuw 1987 compares a and b), in units of the robust deviation of
+    log(a / c) over all wells: what is ordinary between replicates. NaN for a well with fewer than two.
     """
-    elsewhere = links.distance.copy()
-    elsewhere[np.arange(len(links.code)), links.code] = np.inf
-    nearest = elsewhere.argmin(axis=1)
-    there = elsewhere.min(axis=1)
-    score = log_ratio(links.own, np.maximum(there, links.among_replicates))
+    related = _same(treatments[c.COMPOUND]) | _same(treatments[c.MOA])
+    elsewhere = np.where(related[links.code], np.inf, links.distance)
+    nearest, there = elsewhere.argmin(axis=1), elsewhere.min(axis=1)
+    among = links.among_replicates
+    z = log_ratio(links.own, np.maximum(there, among)) / spread_of(log_ratio(links.own, among))
     ratios = links.own / np.fmax(there, 1e-9)
     words = [
         f"{ratio:.1f} times as far from its {count - 1} replicates as from {links.names[at]}"
         for ratio, count, at in zip(ratios, links.count[links.code], nearest, strict=True)
     ]
-    return Finding(robust_z(score), words)
+    return Finding(z, words)
 
 
 def find_novel(treatments: pd.DataFrame, links: Links, controls: pd.Series[str]) -> Finding:
-    """Treatments whose wells agree and lie far from all known ones (of other compounds), DMSO included.
+    """Treatments without MoA whose wells agree and lie far from every known one, DMSO included.
 
-    The score is of log(b / a): b to the nearest known treatment, a among the own wells; it is scaled by all
-    treatments, and NaN for the known ones and those of a single well.
+    The score is of log(b / a): b to the nearest known treatment of another compound, a among the own wells,
+    scaled by what it is for treatments with a MoA. NaN for those, for controls, for a single well, and where
+    no treatment has a MoA; at most 0 for one that is nearer to a known treatment than to itself.
     """
     member = np.eye(len(links.names))[links.code]
     between = (member / links.count).T @ np.nan_to_num(links.distance)
     own = np.where(links.count > 1, np.diag(between), np.nan)
-    compound = treatments[c.COMPOUND].to_numpy(dtype=str)
-    known = (treatments[c.MOA].notna() | treatments[c.TREATMENT].isin(controls)).to_numpy(dtype=bool)
-    candidates = np.where(known & (compound[:, None] != compound), between, np.inf)
+    control = treatments[c.TREATMENT].isin(controls).to_numpy(dtype=bool)
+    labelled = treatments[c.MOA].notna().to_numpy(dtype=bool) & ~control
+    candidates = np.where((labelled | control) & ~_same(treatments[c.COMPOUND]), between, np.inf)
     nearest, there = candidates.argmin(axis=1), candidates.min(axis=1)
-    z = robust_z(log_ratio(there, own))
+    score = log_ratio(there, own)
+    z = robust_z(score, reference=score[labelled])
     words = [
         f"its {count} wells agree, and {links.names[at]}, the nearest known treatment, "
         f"is {ratio:.1f} times as far as they are from one another"
         for count, at, ratio in zip(links.count, nearest, there / np.fmax(own, 1e-9), strict=True)
     ]
-    return Finding(np.where(known, np.nan, z), words)
+    z = np.where(score > 0, z, np.minimum(z, 0.0))
+    return Finding(np.where(labelled | control, np.nan, z), words)
+
+
+def _same(column: pd.Series[str]) -> npt.NDArray[np.bool_]:
+    """Which rows share a value with which (N, N); a null is shared with none."""
+    codes = pd.factorize(column)[0]
+    return np.asarray((codes[:, None] == codes) & (codes >= 0))

@@ -181,7 +181,7 @@ def _read_gauge(share: float, expected: float) -> str:
     if share > expected * 1.5:
         return (
             f"{found} That is {times}: profiles group by week, so part of what looks like biology is the "
-            "batch. Trust NSCB, whose neighbours come from other weeks, over NSC and over closeness on the map."
+            "batch. Trust NSCB, whose neighbours come from other weeks, more than NSC and the map."
         )
     return (
         f"{found} That is {times}: a mild batch effect, or mechanisms that were tested in few weeks. "

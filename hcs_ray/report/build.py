@@ -39,8 +39,8 @@ def context(study: Study, progress: Progress) -> dict[str, Any]:
     material = gather(study)
     pictures = FieldPictures(material.reader, material.index)
     progress(1, _PARTS)
-    page = {"study": study, "sides": SIDES, **_answers(material.evaluation)}
-    page |= _screen(material, pictures)
+    page = {"study": study, "sides": SIDES, **answer_sections(material.evaluation)}
+    page |= screen_sections(material, pictures)
     progress(2, _PARTS)
     page["training"] = training(
         material.metrics, material.history, material.index, material.split, material.classes
@@ -71,7 +71,8 @@ def render(page: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(page)
 
 
-def _answers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def answer_sections(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of ``evaluation.json``."""
     held_out = answers.held_out_answers(evaluation)
     queries = scores.queries(evaluation)
     return {
@@ -88,7 +89,8 @@ def _answers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _screen(material: Material, pictures: FieldPictures) -> dict[str, Any]:
+def screen_sections(material: Material, pictures: FieldPictures) -> dict[str, Any]:
+    """What the template shows of the screen and the quality of its images."""
     index, channels = material.index, material.reader.channels
     listed = plates.measures(channels)
     maps = [plates.plate_maps(index, measure) for measure in listed]
@@ -101,12 +103,7 @@ def _screen(material: Material, pictures: FieldPictures) -> dict[str, Any]:
         "plate_quality": plates.plate_qualities(index, listed),
         "measures": listed,
         "by_plate": [
-            by_plate(
-                f"{channel}: mean intensity",
-                index[f"{c.QC_PREFIX}Mean_{channel}"],
-                index[c.PLATE],
-                index[c.BATCH],
-            )
+            by_plate(f"{channel}: mean intensity", index, f"{c.QC_PREFIX}Mean_{channel}")
             for channel in channels
         ],
     }

@@ -10,6 +10,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.report.figures import Numbers, category_map, value_map
+from hcs_ray.report.order import in_order
 from hcs_ray.report.palette import (
     CONTROL_COLOUR,
     OKABE_ITO,
@@ -110,11 +111,11 @@ def field_map(fields: pd.DataFrame) -> FieldMap:
 
 
 def _small_maps(table: pd.DataFrame, places: Numbers) -> list[Picture]:
-    weeks = ordered_styles(sorted(table[c.BATCH].astype(str).unique()))
+    weeks = ordered_styles(in_order(table[c.BATCH]))
     plates = {
         plate: Style(tone)
         for week, style in weeks.items()
-        for plate, tone in _toned(sorted(table[table[c.BATCH] == week][c.PLATE].unique()), style.colour)
+        for plate, tone in _toned(in_order(table[table[c.BATCH] == week][c.PLATE]), style.colour)
     }
     sides = {
         c.UNUSED: Style(QUIET_COLOUR), c.TEST: Style(OKABE_ITO[1]),

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hcs_ray import contracts as c
+from hcs_ray.report.order import plates_in_order
 from hcs_ray.report.palette import OKABE_ITO, QUIET_COLOUR, SEQUENTIAL, Style
 from hcs_ray.report.pictures import Picture, data_uri
 
@@ -42,6 +44,7 @@ _STYLE: Final[dict[Any, Any]] = {
 _SIZE_INCHES: Final = (4.6, 3.1)
 _MAP_INCHES: Final = (3.7, 3.6)
 _RASTER_ABOVE: Final = 1500  # points: as pixels inside the SVG, which stays small
+_CLIP: Final = (0.01, 0.99)  # of values: one extreme must not take the whole scale
 _DPI: Final = 160
 
 Numbers = npt.NDArray[np.float64]
@@ -88,12 +91,15 @@ def curves(
     return drawn[0]
 
 
-def by_plate(title: str, values: pd.Series[Any], plates: pd.Series[Any], weeks: pd.Series[Any]) -> Picture:
-    """Median and quartiles of a measure of fields, a plate at a time, plates in the order of their weeks."""
-    table = pd.DataFrame({"value": values, "plate": plates, "week": weeks})
-    groups = table.groupby(["week", "plate"], sort=True)["value"]
-    low, middle, high = (groups.quantile(share).to_numpy(dtype=np.float64) for share in (0.25, 0.5, 0.75))
-    week = [str(name) for name, _ in groups.quantile(0.5).index]
+def by_plate(title: str, fields: pd.DataFrame, column: str) -> Picture:
+    """Median and quartiles of a column of fields, a plate at a time, plates in the order of their weeks."""
+    plates = plates_in_order(fields)
+    week = [name for name, _ in plates]
+    groups = fields.groupby(fields[c.PLATE].astype(str))[column]
+    low, middle, high = (
+        groups.quantile(share).loc[[plate for _, plate in plates]].to_numpy(dtype=np.float64)
+        for share in (0.25, 0.5, 0.75)
+    )
     starts = [i for i in range(len(week)) if i == 0 or week[i] != week[i - 1]]
     ends = [*starts[1:], len(week)]
     alt = f"{title}: median and quartiles of fields on each of {len(week)} plates, by week"
@@ -141,13 +147,19 @@ def category_map(
 
 
 def value_map(title: str, places: Numbers, values: Numbers, unit: str) -> Picture:
-    """Points (N, 2) coloured by a number, high ones on top; those without one are grey."""
+    """Points (N, 2) coloured by a number, high ones on top; those without one are grey.
+
+    The scale ends at the 1st and 99th percentiles.
+    """
     alt = f"Map of {len(places)} fields coloured by {title.lower()} ({unit})"
     with _drawing(alt, _MAP_INCHES) as (figure, axes, drawn):
         missing = np.isnan(values)
         _points(axes, places[missing], len(places), "o", c=QUIET_COLOUR)
         order = np.flatnonzero(~missing)[np.argsort(values[~missing], kind="stable")]
-        dots = _points(axes, places[order], len(places), "o", c=values[order], cmap=SEQUENTIAL)
+        low, high = np.quantile(values[order], _CLIP) if len(order) else (0.0, 1.0)
+        dots = _points(
+            axes, places[order], len(places), "o", c=values[order], cmap=SEQUENTIAL, vmin=low, vmax=high
+        )
         if len(order):
             figure.colorbar(
                 dots, ax=axes, orientation="horizontal", shrink=0.7, aspect=35, pad=0.03, label=unit

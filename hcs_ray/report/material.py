@@ -12,7 +12,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.maps import X, Y, read_map
-from hcs_ray.outliers import REASON, SCORE, read_outliers
+from hcs_ray.outliers.find import REASON, SCORE, read_outliers
 from hcs_ray.profiles.build import read_evaluation
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study

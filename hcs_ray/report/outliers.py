@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 
 from hcs_ray import contracts as c
-from hcs_ray.outliers import (
+from hcs_ray.outliers.find import (
     ARTEFACT,
     EVIDENCE,
     FIELD,
@@ -89,7 +89,7 @@ def suspects(
         shown = table if level is FIELD else table[table[REASON] == level.reason].head(thumbnails // 4)
         shown = shown.head(left)
         left -= len(shown)
-        keys = named.drop_duplicates(level.identity).set_index(level.identity)[c.KEY]
+        keys = named.drop_duplicates(level.identity).set_index(level.identity, drop=False)[c.KEY]
         found.append(_level(level, table, shown, keys, pictures))
     return found[::-1]
 

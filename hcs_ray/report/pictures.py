@@ -98,12 +98,13 @@ class FieldPictures:
 
     def __init__(self, reader: ShardReader, index: pd.DataFrame) -> None:
         self._reader = reader
-        self._index = index.set_index(c.KEY)
+        columns = [c.KEY, c.PLATE, c.SHARD, c.OFFSET, c.SIZE, c.SHA256]
+        self._rows = {row[c.KEY]: row for row in index[columns].to_dict(orient="records")}
         self._contrasts = plate_contrasts(index, reader.channels)
 
     def picture(self, key: str, longest_px: int, alt: str) -> Picture:
         """The picture of one field."""
-        row: dict[str, Any] = self._index.loc[key].to_dict()
+        row = self._rows[key]
         plate = str(row[c.PLATE])
         pixels = self._reader.pixels(row[c.SHARD], int(row[c.OFFSET]), int(row[c.SIZE]), row[c.SHA256])
         everything = slice(None)

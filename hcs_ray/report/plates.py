@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.report.order import plates_in_order
 from hcs_ray.report.palette import scale_colours
 
 _PLATE_SIZES: Final = ((8, 12), (16, 24), (32, 48))  # 96, 384 and 1536 wells
@@ -18,6 +19,7 @@ _MEASURES: Final = {
     "Mean": ("mean intensity", "camera units, mean of a well's fields"),
     "FocusScore": ("focus", "variance of the Laplacian over the squared mean; low where blurred or empty"),
 }
+_FLAG: Final = f"{c.QC_PREFIX}Flag_"
 _MARKS: Final = {c.NEGATIVE_CONTROL: "–", c.POSITIVE_CONTROL: "+"}
 _LEGEND_STEPS: Final = 7
 
@@ -98,26 +100,34 @@ def plate_maps(index: pd.DataFrame, measure: Measure) -> PlateMaps:
         high=_short(high),
         colours=tuple(scale_colours(np.linspace(0, 1, _LEGEND_STEPS))),
         plates=tuple(
-            _plate_map(str(batch), str(plate), rows, shape)
-            for (batch, plate), rows in wells.groupby([c.BATCH, c.PLATE], sort=True)
+            _plate_map(week, plate, wells[wells[c.PLATE] == plate], shape)
+            for week, plate in plates_in_order(wells)
         ),
     )
 
 
 def plate_qualities(index: pd.DataFrame, listed: Sequence[Measure]) -> list[PlateQuality]:
     """A line a plate: fields, wells, fields with a quality flag, medians of the measures."""
-    flags = [name for name in index.columns if str(name).startswith(f"{c.QC_PREFIX}Flag_")]
     return [
-        PlateQuality(
-            plate=str(plate),
-            batch=str(batch),
-            fields=len(rows),
-            wells=int(rows[c.WELL].nunique()),
-            flagged=int(rows[flags].any(axis=1).sum()),
-            medians=tuple(_short(float(rows[measure.column].median())) for measure in listed),
-        )
-        for (batch, plate), rows in index.groupby([c.BATCH, c.PLATE], sort=True)
+        _plate_quality(week, plate, index[index[c.PLATE] == plate], listed)
+        for week, plate in plates_in_order(index)
     ]
+
+
+def _plate_quality(week: str, plate: str, fields: pd.DataFrame, listed: Sequence[Measure]) -> PlateQuality:
+    return PlateQuality(
+        plate=plate,
+        batch=week,
+        fields=len(fields),
+        wells=int(fields[c.WELL].nunique()),
+        flagged=int(flagged(fields).sum()),
+        medians=tuple(_short(float(fields[measure.column].median())) for measure in listed),
+    )
+
+
+def flagged(fields: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a field carries any quality flag."""
+    return fields[[name for name in fields.columns if str(name).startswith(_FLAG)]].any(axis=1)
 
 
 def _wells(index: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.report.fieldmap import NO_LABEL, mechanism_labels
 from hcs_ray.report.pictures import FieldPictures, Picture
+from hcs_ray.report.plates import flagged
 
 _SHEET_PX = 360  # longest side of a picture
 
@@ -46,7 +47,6 @@ class Example:
 def counts(index: pd.DataFrame, channels: Sequence[str], field_px: Sequence[int]) -> Counts:
     """From the index of the shards."""
     treated = index[index[c.PERT_TYPE] != c.NEGATIVE_CONTROL]
-    flags = [name for name in index.columns if str(name).startswith(f"{c.QC_PREFIX}Flag_")]
     return Counts(
         fields=len(index),
         wells=len(index[[c.PLATE, c.WELL]].drop_duplicates()),
@@ -58,7 +58,7 @@ def counts(index: pd.DataFrame, channels: Sequence[str], field_px: Sequence[int]
         mechanisms=int(treated[c.MOA].nunique()),
         field_px=" × ".join(str(side) for side in field_px),
         channels=tuple(channels),
-        flagged=int(index[flags].any(axis=1).sum()),
+        flagged=int(flagged(index).sum()),
     )
 
 
@@ -69,8 +69,7 @@ def typical_fields(fields: pd.DataFrame, embeddings: npt.NDArray[np.float32]) ->
     """
     table = fields.assign(label=mechanism_labels(fields))
     table = table[table["label"] != NO_LABEL]
-    flags = [name for name in table.columns if str(name).startswith(f"{c.QC_PREFIX}Flag_")]
-    clean = ~table[flags].any(axis=1)
+    clean = ~flagged(table)
     rows = []
     for label in _controls_first(table):
         mine = table[table["label"] == label]

@@ -41,7 +41,7 @@ class SyntheticConfig(BaseModel):
         "Microtubule destabilizers",
         "Microtubule stabilizers",
     )
-    compounds_per_moa: Positive | tuple[Positive, ...] = 3
+    compounds_per_moa: Positive | tuple[Positive, ...] = 4
     one_week_moas: tuple[str, ...] = ()  # all compounds in one week, as two classes of BBBC021 are
     doses: Annotated[int, Field(ge=1, le=8)] = 3
     active_doses: Annotated[int, Field(ge=1, le=4)] = 2

@@ -1,0 +1,98 @@
+"""The configuration mirrors YAML, refuses what it does not know, and says what would be right."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hcs_ray.config import (
+    StudyConfig,
+    canonical_digest,
+    parse_study,
+    parse_sweep,
+    stage_config,
+    to_yaml,
+    with_values,
+)
+from hcs_ray.contracts import InputError
+
+SWEEP = "search: {train.lr: {kind: loguniform, low: 1.0e-4, high: 1.0e-2}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("train: {lrr: 1}", [], "unknown key train.lrr; did you mean lr?"),
+        ("trian: {lr: 1}", [], "unknown key trian; did you mean train?"),
+        ("train: {lr: fast}", [], "train.lr: input should be a valid number"),
+        ("train: {lr: -1}", [], "train.lr: input should be greater than 0"),
+        ("screen: {kind: plates}", [], "screen.kind"),
+        ("a: [", [], "line 1: not valid YAML"),
+        ("- 1", [], "must hold keys and values"),
+        ("", ["train.lr"], "--set train.lr: write section.key=value"),
+        ("", ["train.lr={"], "not valid YAML"),
+        ("train: 3", ["train.lr=1"], "train holds a value"),
+        ("split: {folds: 3, test_fold: 3}", [], "test_fold 3 is not below folds 3"),
+    ],
+)
+def test_bad_input_gets_one_line_that_names_it(text: str, overrides: list[str], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_study(text, "study.yaml", overrides)
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+
+
+def test_overrides_are_yaml_and_come_before_validation() -> None:
+    config = parse_study("train: {lr: 1}", "study.yaml", ["train.lr=3e-4", "model.backbone=tiny"])
+    assert config.train.lr == 3e-4
+    assert config.model.backbone == "tiny"
+
+
+def test_a_written_configuration_is_read_back() -> None:
+    config = parse_study("split: {seed: 7}", "study.yaml")
+    assert parse_study(to_yaml(config), "again") == config
+
+
+def test_what_only_says_where_to_run_makes_nothing_stale() -> None:
+    before = StudyConfig()
+    elsewhere = with_values(before, {"train.workers": 8, "train.use_gpu": True, "embed.threads": 9}, "test")
+    other = with_values(before, {"train.lr": 0.5}, "test")
+    assert stage_config(before, ("train", "embed")) == stage_config(elsewhere, ("train", "embed"))
+    assert stage_config(before, ("train",)) != stage_config(other, ("train",))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))
+def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, int | str]) -> None:
+    assert canonical_digest(value) == canonical_digest(dict(reversed(value.items())))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("search: {train.lrr: {kind: uniform, low: 0, high: 1}}", "train.lrr cannot be swept; did you mean"),
+        ("search: {train.lr: {kind: uniform, low: 1, high: 0}}", "low below high"),
+        ("search: {train.lr: {kind: choice}}", "choice needs values"),
+        ("trials: 2", "search is missing"),
+        (SWEEP + "\nscheduler: {kind: asha, grace: 1}", "unknown key scheduler.grace"),
+    ],
+)
+def test_a_bad_sweep_is_refused_before_it_starts(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_sweep(text, "sweep.yaml")
+
+
+def test_every_committed_sweep_is_valid() -> None:
+    from tests.conftest import REPOSITORY
+
+    files = sorted((REPOSITORY / "tune_configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert parse_sweep(file.read_text(), file.name).search
+
+
+def test_the_schema_describes_every_section() -> None:
+    schema = StudyConfig.model_json_schema()
+    assert set(schema["properties"]) == set(yaml.safe_load(to_yaml(StudyConfig())))
