@@ -72,7 +72,6 @@ def demo(
         prepare_demo(storage, size, seed, progress)
     study = open_study(folder)
     _run_stages(study, list(_RUNNERS), force)
-    _farewell(study, list(_RUNNERS))
 
 
 @app.command()
@@ -94,7 +93,6 @@ def run(
     if not chosen:
         raise InputError(f"--from {first} comes after --to {last}")
     _run_stages(opened, chosen, force)
-    _farewell(opened, chosen)
 
 
 @app.command("generate")
@@ -156,7 +154,7 @@ def tune(
     opened = _open(study, name, overrides)
     with _bar("tune", "trials") as progress:
         figures = run_tune(opened, sweep, progress, force)
-    _say(f"  {_figures(figures)}")
+    _say(_figures(figures))
     _say(f"Leaderboard: {opened.storage.url}/{opened.place('tune').folder}/leaderboard.parquet")
 
 
@@ -231,19 +229,22 @@ def _synthetic(model: Any, size: str, seed: int, overrides: list[str]) -> Any:
 
 
 def _run_stages(study: Study, stages: list[str], force: bool) -> None:
+    """Run stages in order, and say at the end where all lies, with the headline figures."""
     from hcs_ray.stage import StaleStageError
     from hcs_ray.storage import preflight
 
     preflight(study.storage)
+    figures: dict[str, Any] = {}
     for stage in stages:
         try:
-            _run_stage(study, stage, force=False)
+            figures[stage] = _run_stage(study, stage, force=False)
         except StaleStageError as error:
             if not force:
                 after = ", ".join(study.downstream(stage))
                 follows = f" (and then, after it: {after})" if after else ""
                 raise StaleStageError(f"{error}{follows}") from None
-            _run_stage(study, stage, force=True)
+            figures[stage] = _run_stage(study, stage, force=True)
+    _farewell(study, stages, figures.get("profile", {}))
 
 
 def _run_stage(study: Study, stage: str, force: bool) -> dict[str, Any]:
@@ -251,19 +252,29 @@ def _run_stage(study: Study, stage: str, force: bool) -> dict[str, Any]:
     with _bar(stage, unit) as progress:
         runner: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
         figures = runner(study, progress, force)
-    _say(f"  {_figures(figures)}")
+    _say(_figures(figures))
     return figures
 
 
 def _figures(figures: dict[str, Any]) -> str:
-    parts = []
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            chance = value.get("above_chance")
-            note = "" if chance is None else ("" if chance else ", not above chance")
-            value = value.get("text", ", ".join(f"{inner} {key}" for key, inner in value.items())) + note
-        parts.append(f"{name}: {value}")
-    return "; ".join(parts)
+    """One line of small figures, then a line for each with words of its own."""
+    plain = [f"{name}: {_words(value)}" for name, value in figures.items() if not _worded(value)]
+    lines = [f"  {'; '.join(plain)}"] if plain else []
+    lines += [f"  {name + ':':<30}{_words(value)}" for name, value in figures.items() if _worded(value)]
+    return "\n".join(lines)
+
+
+def _worded(value: Any) -> bool:
+    return isinstance(value, dict) and "text" in value
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    if not _worded(value):
+        return ", ".join(f"{inner} {name}" for name, inner in value.items())
+    chance = {None: "", True: ", above chance", False: ", NOT above chance"}[value.get("above_chance")]
+    return f"{value['text']}{chance}"
 
 
 @contextmanager
@@ -301,7 +312,9 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _farewell(study: Study, stages: list[str]) -> None:
+def _farewell(study: Study, stages: list[str], headline: dict[str, Any]) -> None:
+    if headline:
+        _say(f"\nHeadline\n{_figures(headline)}")
     _say("")
     for stage in stages:
         _say(f"{stage:<9} {study.storage.url}/{study.place(stage).folder}")

@@ -21,7 +21,7 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import Progress
 from hcs_ray.model import augment
 from hcs_ray.model.loader import FieldSource
-from hcs_ray.session import ensure_session, plainly
+from hcs_ray.session import ensure_session, hush, plainly
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study
@@ -67,6 +67,7 @@ def _run(study: Study, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int
     ensure_session()
     import ray.data
 
+    hush("ray.data")
     ray.data.DataContext.get_current().enable_progress_bars = False
     config = study.config.embed
     work = ray.data.from_items(

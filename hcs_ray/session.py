@@ -41,8 +41,6 @@ def ensure_session(*, dashboard: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.DEBUG if os.environ.get("HCS_RAY_DEBUG") else logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False)
@@ -52,6 +50,40 @@ def ensure_session(*, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; else a token goes to the home folder
     folder = tempfile.mkdtemp(prefix="hcs-ray-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with _quiet_start():
+        _start(folder, dashboard)
+    atexit.register(ray.shutdown)
+
+
+def hush(library: str) -> None:
+    """Leave only errors of one of Ray's libraries on the terminal; call it after importing the library."""
+    if not os.environ.get("HCS_RAY_DEBUG"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Ray's own processes announce their log level on the terminal; keep that for a start that fails."""
+    if os.environ.get("HCS_RAY_DEBUG"):
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        terminal = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _start(folder: str, dashboard: bool) -> None:
+    import ray
+
     ray.init(
         address="local",
         _temp_dir=folder,
@@ -60,7 +92,6 @@ def ensure_session(*, dashboard: bool = False) -> None:
         log_to_driver=bool(os.environ.get("HCS_RAY_DEBUG")),
         logging_level=logging.ERROR,
     )
-    atexit.register(ray.shutdown)
 
 
 @contextlib.contextmanager

@@ -24,12 +24,14 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.model.network import CHECKPOINT_FILE, CHECKPOINT_KEY, SCORE, MoaNetwork, ModelSpec
-from hcs_ray.session import cause_of, ensure_session
+from hcs_ray.model.tracking import Tracking
+from hcs_ray.session import cause_of, ensure_session, hush
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study
 from hcs_ray.tables import read_index, read_split
 
 _RAY_FOLDER = "ray"  # Ray Train's own, below runs/NAME
+_PROGRESS_FILE = "progress.json"
 _POLL_SECONDS = 0.5
 
 
@@ -40,7 +42,7 @@ class TrainJob:
     study: Study
     spec: ModelSpec
     fields: pd.DataFrame  # training and validation fields, with side and label
-    progress_file: str | None = None
+    folder: str  # Ray Train's, below the study
 
 
 def train(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
@@ -48,9 +50,9 @@ def train(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     claim = study.claim("train")
     if not force and study.is_complete("train", claim):
         return _headline(read_metrics(study))
-    job = prepare(study)
     with study.writing("train", claim, force) as writer:
-        checkpoint = fit(job, writer.path(_RAY_FOLDER), progress)
+        job = prepare(study, writer.path(_RAY_FOLDER))
+        checkpoint = fit(job, progress)
         state = load_checkpoint(checkpoint)
         history = pd.DataFrame(json.loads(state["history"]))
         best = history.sort_values([SCORE, "epoch"], ascending=[False, True]).iloc[0]
@@ -86,8 +88,8 @@ def model_bytes(spec: ModelSpec, state: Mapping[str, torch.Tensor]) -> bytes:
     return buffer.getvalue()
 
 
-def prepare(study: Study) -> TrainJob:
-    """Join index and split into the fields to learn from and to be judged by."""
+def prepare(study: Study, folder: str) -> TrainJob:
+    """Join index and split into the fields to learn from and be judged by; Ray Train works in ``folder``."""
     reader = ShardReader(study.storage, study.require("shard"))
     sides = read_split(study)[[c.PLATE, c.WELL, c.SIDE]]
     fields = read_index(study).merge(sides, on=[c.PLATE, c.WELL], validate="many_to_one")
@@ -107,38 +109,37 @@ def prepare(study: Study) -> TrainJob:
         )
     config = study.config
     spec = ModelSpec(config.model.model_dump(mode="json"), reader.channels, classes, config.train.downsample)
-    return TrainJob(study, spec, fields)
+    return TrainJob(study, spec, fields, folder)
 
 
-def fit(
-    job: TrainJob, folder: str, progress: Progress | None = None, callbacks: list[Any] | None = None
-) -> Checkpoint:
-    """Run Ray Train in ``folder`` of the study, going on from its newest checkpoint; returns the last one."""
+def fit(job: TrainJob, progress: Progress | None = None, callbacks: list[Any] | None = None) -> Checkpoint:
+    """Run Ray Train in the job's folder, going on from its newest checkpoint; returns the last one."""
     ensure_session()
+    hush("ray.train")
     config = job.study.config.train
     filesystem, root = job.study.storage.arrow()
-    progress_file = f"{folder}/progress.json"
+    parent, _, name = job.folder.rpartition("/")
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
-        train_loop_config={"job": TrainJob(job.study, job.spec, job.fields, progress_file)},
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=folder.rpartition("/")[2],
-            storage_path=f"{root}/{folder.rpartition('/')[0]}",
+            name=name,
+            storage_path=f"{root}/{parent}",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             callbacks=callbacks or [],
         ),
     )
-    with _Watch(job.study, progress_file, progress, config.epochs):
+    with _Watch(job.study, f"{job.folder}/{_PROGRESS_FILE}", progress, config.epochs):
         result = _run(trainer)
     if result.checkpoint is None:
-        raise HcsError(f"{job.study.storage.url}/{folder}: training ended without a checkpoint")
+        raise HcsError(f"{job.study.storage.url}/{job.folder}: training ended without a checkpoint")
     checkpoint: Checkpoint = result.checkpoint
     return checkpoint
 
@@ -215,16 +216,20 @@ def _train_worker(config: Mapping[str, Any]) -> None:
     lightning: Any = ray.train.lightning
     context = ray.train.get_context()
     reader = ShardReader(job.study.storage, job.study.require("shard"))
+    reporter = _Reporter(job)
     rank = fitting.Rank(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         strategy=lightning.RayDDPStrategy(find_unused_parameters=False),
         environment=lightning.RayLightningEnvironment(),
-        report=_Reporter(job),
+        report=reporter,
     )
     run = fitting.Run(job.spec, job.study.config.train, reader, job.fields)
     latest = ray.train.get_checkpoint()
-    with latest.as_directory() if latest else contextlib.nullcontext() as folder:
+    with (
+        contextlib.closing(reporter),
+        latest.as_directory() if latest else contextlib.nullcontext() as folder,
+    ):
         resume = Path(folder, CHECKPOINT_FILE) if folder else None
         fitting.fit(run, rank, lightning.prepare_trainer, resume)
 
@@ -234,15 +239,24 @@ class _Reporter:
 
     def __init__(self, job: TrainJob) -> None:
         self._job = job
+        self._first = ray.train.get_context().get_world_rank() == 0
+        self._tracking: Tracking | None = None
+        if self._first:
+            folder = job.folder.rpartition("/")[0]
+            self._tracking = Tracking(job.study.storage, folder, job.study.config)
 
     def __call__(self, metrics: Mapping[str, float], folder: Path) -> None:
-        first = ray.train.get_context().get_world_rank() == 0
-        checkpoint = Checkpoint.from_directory(folder) if first else None
+        checkpoint = Checkpoint.from_directory(folder) if self._first else None
         name = f"epoch_{int(metrics['epoch']):04d}"
         ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name)
-        if first and self._job.progress_file is not None:
+        if self._tracking is not None:
+            self._tracking.log(metrics)
             note = json.dumps({"epochs_done": int(metrics["epoch"]) + 1}).encode()
-            self._job.study.storage.write(self._job.progress_file, note)
+            self._job.study.storage.write(f"{self._job.folder}/{_PROGRESS_FILE}", note)
+
+    def close(self) -> None:
+        if self._tracking is not None:
+            self._tracking.finish()
 
 
 def _seen(fields: pd.DataFrame) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from hcs_ray.config import SearchSpace, StudyConfig, SweepConfig, parse_sweep, with_values
 from hcs_ray.contracts import HcsError, InputError, Progress
-from hcs_ray.session import ensure_session
+from hcs_ray.session import ensure_session, hush
 from hcs_ray.stage import Claim, read_record
 from hcs_ray.study import Study
 from hcs_ray.train import fit, prepare
@@ -72,6 +72,8 @@ def _rounded(space: SearchSpace, value: float | None) -> float | int | None:
 
 def _sweep(study: Study, sweep: SweepConfig, progress: Progress) -> pd.DataFrame:
     ensure_session(dashboard=True)
+    hush("ray.tune")
+    hush("ray.train")
     filesystem, root = study.storage.arrow()
     folder = f"{root}/{study.place('tune').folder}"
     trainable = ray.tune.with_resources(_trainable(study, sweep), {"CPU": _DRIVER_CPUS})
@@ -101,10 +103,10 @@ def _trainable(study: Study, sweep: SweepConfig) -> Any:
     def trial(values: dict[str, Any]) -> None:
         config = with_values(study.config, {**sweep.fixed, **values}, "sweep")
         trial_id = ray.tune.get_context().get_trial_id()
-        folder = f"{study.place('tune').folder}/trials/{trial_id}"
-        job = prepare(replace(study, config=config))
+        folder = f"{study.place('tune').folder}/trials/{trial_id}/ray"
+        job = prepare(replace(study, config=config), folder)
         report: Any = TuneReportCallback  # untyped
-        fit(job, folder, callbacks=[report()])
+        fit(job, callbacks=[report()])
 
     return trial
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,8 +51,8 @@ class Contrast:
 
 def channel_colours(channels: Sequence[str]) -> dict[str, str]:
     """The name of each channel's colour: the usual one of a stain, or the next that is free."""
-    free = [name for name in _RGB if name not in COLOUR_OF.values()]
-    return {channel: COLOUR_OF.get(channel) or free[i % len(free)] for i, channel in enumerate(channels)}
+    free = itertools.cycle(name for name in _RGB if name not in COLOUR_OF.values())
+    return {channel: COLOUR_OF.get(channel) or next(free) for channel in channels}
 
 
 def plate_contrasts(index: pd.DataFrame, channels: Sequence[str]) -> dict[str, Contrast]:

@@ -1,0 +1,130 @@
+"""A small study, complete up to its outliers, for the tests of what reads one.
+
+Its images are noise and its network's output is drawn from a generator; split, profiles and outliers are made
+by the real stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from hcs_ray import contracts as c
+from hcs_ray.outliers import find_outliers
+from hcs_ray.profiles.build import profile
+from hcs_ray.screen.splits import split
+from hcs_ray.shards import codec, quality
+from hcs_ray.stage import parquet_bytes
+from hcs_ray.study import Study, open_study
+
+EVIL = "<script>document.title='broken in'</script>"
+EVIL_MOA = "B & <img src=x onerror=\"document.title='broken in'\">"
+CHANNELS = ("DAPI", "Tubulin", "Actin")
+FIELD_PX = (32, 40)
+MOA_OF = {EVIL: "A", "a2": "A", "a3": "A", "b1": EVIL_MOA, "b2": EVIL_MOA, "b3": EVIL_MOA, "unknown": None}
+WEEK_OF = {EVIL: 1, "a2": 2, "a3": 1, "b1": 1, "b2": 2, "b3": 2, "unknown": 1}
+
+
+def quiet(_: int, __: int) -> None:
+    """A progress that nobody watches."""
+
+
+def make_study(root: Path) -> Study:
+    """Write the study into an empty folder."""
+    report = {"title": "Screen <1> & more", "thumbnails": 8}
+    (root / "study.yaml").write_text(json.dumps({"report": report, "profile": {"resamples": 100}}))
+    study = open_study(str(root))
+    rng = np.random.default_rng(0)
+    index = _write_shards(study, rng)
+    split(study, quiet)
+    _write_network(study, index, rng)
+    profile(study, quiet)
+    find_outliers(study, quiet)
+    return study
+
+
+def _wells() -> pd.DataFrame:
+    rows = []
+    for week in (1, 2):
+        treated = [name for name, found in WEEK_OF.items() if found == week]
+        for plate in (1, 2):
+            for number, compound in enumerate(["DMSO"] * 3 + treated):
+                control = compound == "DMSO"
+                rows.append(
+                    {
+                        c.SOURCE: "test", c.BATCH: f"Week{week}", c.PLATE: f"Week{week}_{week}000{plate}",
+                        c.WELL: f"B{number + 2:02d}", c.REPLICATE: plate, c.COMPOUND: compound,
+                        c.CONCENTRATION: 0.0 if control else 0.3, c.SMILES: None,
+                        c.TREATMENT: "DMSO@0" if control else f"{compound}@0.3",
+                        c.MOA: None if control else MOA_OF[compound],
+                        c.PERT_TYPE: c.NEGATIVE_CONTROL if control else c.TREATED,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
+    plates_seen: dict[str, dict[str, Any]] = {}
+    rows = []
+    with study.writing("shard", study.claim("shard", {"raw/image.csv": "0" * 64})) as writer:
+        for plate, wells in _wells().groupby(c.PLATE, sort=True):
+            tar = b""
+            for _, well in wells.iterrows():
+                for site in (1, 2):
+                    pixels = rng.integers(400, 4000, (3, *FIELD_PX), dtype=np.uint16)
+                    data = codec.encode(pixels, "blosc2-lz4")
+                    key = c.field_key(str(plate), well[c.WELL], site)
+                    place = {c.SHARD: f"{plate}.tar", c.OFFSET: len(tar), c.SIZE: len(data)}
+                    place[c.SHA256] = hashlib.sha256(data).hexdigest()
+                    measured = quality.measure(pixels, CHANNELS)
+                    rows.append({c.KEY: key, **well, c.SITE: site, **place, **measured})
+                    tar += data
+            writer.write(f"{plate}.tar", tar)
+            functions = []
+            for channel in CHANNELS:
+                buffer = io.BytesIO()
+                np.save(buffer, np.ones(FIELD_PX, np.float32))
+                functions.append(f"illumination/{plate}_Illum{channel}.npy")
+                writer.write(functions[-1], buffer.getvalue())
+            plates_seen[str(plate)] = {"illumination": functions, "low": [400.0] * 3, "high": [4000.0] * 3}
+        index = pd.DataFrame(rows).sort_values(c.KEY, ignore_index=True)
+        writer.write("index.parquet", parquet_bytes(pa.Table.from_pandas(index, preserve_index=False)))
+        manifest = {"format": 1, "channels": CHANNELS, "field_px": FIELD_PX, "plates": plates_seen}
+        writer.write("manifest.json", json.dumps(manifest).encode())
+    return index
+
+
+def _write_network(study: Study, index: pd.DataFrame, rng: np.random.Generator) -> None:
+    """What training, embedding and mapping leave behind."""
+    epochs = np.arange(4.0)
+    columns = ("train_loss", "validation_loss", "validation_balanced_accuracy")
+    history = pd.DataFrame({"epoch": epochs, **{name: rng.random(4) for name in columns}})
+    history["validation_treatment_balanced_accuracy"] = 0.5
+    metrics = {
+        "score": "validation_balanced_accuracy",
+        "selected": history.iloc[2].to_dict(),
+        "train_compounds": ["a2"], "validation_compounds": ["a3"],
+        "train_fields": 20, "validation_fields": 12,
+    }  # fmt: skip
+    with study.writing("train", study.claim("train")) as writer:
+        writer.write("metrics.csv", history.to_csv(index=False).encode())
+        writer.write("metrics.json", json.dumps(metrics).encode())
+    embeddings = rng.normal(size=(len(index), 6)).astype(np.float32)
+    embeddings[:, 0] += index[c.MOA].eq("A").to_numpy() * 4
+    chances = rng.dirichlet((1, 1, 1), len(index))
+    table = index[[c.KEY, *c.FIELD_COLUMNS]].assign(**{c.EMBEDDING: list(embeddings)})
+    table = table.assign(
+        **{f"Probability_{name}": chances[:, i] for i, name in enumerate(["A", EVIL_MOA, "DMSO"])}
+    )
+    with study.writing("embed", study.claim("embed")) as writer:
+        writer.write_table("00000000-00000051.parquet", table)
+    with study.writing("map", study.claim("map")) as writer:
+        places = dict(zip("xy", embeddings[:, :2].T, strict=True))
+        writer.write_table("main.parquet", index[[c.KEY]].assign(**places))

@@ -1,0 +1,303 @@
+"""The report tells the truth, harms nobody, asks nothing of a network, and opens in a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hcs_ray.profiles.build import read_evaluation
+from hcs_ray.report import answers, build, outliers, pictures, scores
+from hcs_ray.report.lineage import behind
+from hcs_ray.report.material import Material, gather
+from hcs_ray.study import Study, open_study
+from tests.report_study import EVIL, EVIL_MOA, make_study, quiet
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def material(study: Study) -> Material:
+    return gather(study)
+
+
+@pytest.fixture(scope="module")
+def html(study: Study) -> str:
+    build.report(study, quiet)
+    return study.storage.read("reports/main/index.html").decode()
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self._hidden = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = self._hidden and tag not in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._hidden else data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+# --- The page as a whole -----------------------------------------------------------------------------
+
+
+def test_every_section_is_there_and_every_picture_has_a_text(html: str) -> None:
+    page = Page(html)
+    sections = [attributes["id"] for attributes in page.all("section")]
+    assert sections == [
+        "answers", "screen", "quality", "training", "map", "neighbours", "confusion", "outliers", "lineage",
+    ]  # fmt: skip
+    assert {link["href"] for link in page.all("a")} == {f"#{name}" for name in sections}
+    images = [image for image in page.all("img") if "src" in image]
+    assert len(images) >= 8 + 3 + 2 + 3 + 6  # thumbnails, a field a label, curves, by plate, maps
+    assert all(image["alt"] for image in images)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "52 fields · 4 plates · 2 weeks · 7 compounds · 6 labelled treatments" in page.text
+
+
+def test_nothing_of_the_data_becomes_markup(html: str) -> None:
+    page = Page(html)
+    assert len(page.all("script")) == 1  # our own
+    assert "document.title" not in html.split("<main>")[0]
+    assert EVIL not in html
+    assert EVIL in page.text
+    assert EVIL_MOA in page.text
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert "Screen <1> & more" in page.text
+
+
+def test_nothing_is_loaded_from_anywhere(html: str) -> None:
+    page = Page(html)
+    loads = [
+        a[name]
+        for _, a in page.elements
+        for name in ("src", "href", "xlink:href", "data", "action")
+        if name in a
+    ]
+    assert len(loads) > 50
+    assert all(load.startswith(("data:image/", "#")) for load in loads)
+    assert not page.all("link")
+    assert "@import" not in html
+    assert "url(" not in html
+    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for load in loads:
+        if load.startswith("data:image/svg"):
+            svg = base64.b64decode(load.split(",")[1]).decode()
+            assert set(re.findall(r'href="(.)', svg)) <= {"#", "d"}  # a mark of its own, or pixels as data:
+
+
+def test_the_bytes_follow_from_the_inputs(study: Study, html: str) -> None:
+    code = (
+        "import sys, hashlib; from hcs_ray.study import open_study; from hcs_ray.report import build\n"
+        "page = build.render(build.context(open_study(sys.argv[1]), lambda *_: None))\n"
+        "print(hashlib.sha256(page.encode()).hexdigest())"
+    )
+    root = str(study.storage.url)
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, root], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == hashlib.sha256(html.encode()).hexdigest()
+    assert root not in html
+
+
+def test_a_complete_report_is_left_alone(study: Study, html: str) -> None:
+    again = build.report(open_study(study.storage.url), quiet)
+    assert again["file"] == "reports/main/index.html"
+    assert study.storage.read("reports/main/index.html").decode() == html
+    assert len(html) < 2_000_000
+
+
+def test_the_lineage_leads_to_raw_hashes(study: Study, html: str) -> None:
+    assert list(behind("report")) == ["shard", "split", "train", "embed", "profile", "map", "outliers"]
+    for stage in behind("report"):
+        record = study.storage.read(study.place(stage).record)
+        assert f'title="{hashlib.sha256(record).hexdigest()}"' in html
+    assert f'image.csv <span class="mono soft" title="{"0" * 64}"' in html
+    assert study.keep_config() in html
+    assert "hcs-ray run . --name main" in html
+
+
+def test_a_run_without_test_compounds_and_without_outliers_has_its_report(
+    study: Study, material: Material
+) -> None:
+    held_out = {
+        "correct": 0,
+        "total": 0,
+        "accuracy": None,
+        "interval": None,
+        "compounds": 0,
+        "null_correct": None,
+    }
+    nobody = {**held_out, "above_chance": False}
+    evaluation = read_evaluation(study) | {"classification": None}
+    for guard in ("nsc", "nscb"):
+        evaluation[guard] = evaluation[guard] | {"held_out": nobody}
+    ordinary = {level: table.assign(reason=None, evidence=None) for level, table in material.outliers.items()}
+    drawn = pictures.FieldPictures(material.reader, material.index)
+    page = build.context(study, quiet) | build.answer_sections(evaluation)
+    page["suspects"] = outliers.suspects(ordinary, material.index, drawn, 0)
+    text = Page(build.render(page)).text
+    assert "Nothing could be scored on held-out compounds" in text
+    assert "Not scored: no labelled compound was held out." in text
+    assert "No outlier with a reason was found." in text
+
+
+# --- Honest words -------------------------------------------------------------------------------------
+
+
+def _tally(correct: int, total: int, high: float, above: bool) -> dict[str, Any]:
+    null = {"mean": 1.0, "interval": [0.0, high], "p_value": 0.2, "permutations": 1000}
+    return {
+        "correct": correct, "total": total, "accuracy": correct / total, "interval": [0.1, 0.6],
+        "compounds": 5, "null_correct": null, "above_chance": above, "leaked": 4,
+    }  # fmt: skip
+
+
+def _evaluation(above: bool) -> dict[str, Any]:
+    tally = _tally(3, 12, 2 if above else 3, above)
+    null = {"mean": 0.2, "interval": [0.0, 0.4], "p_value": 0.2, "permutations": 1000}
+    treatment = {
+        "balanced_accuracy": 0.3, "null_balanced_accuracy": null, "interval": None, "compounds": 1,
+        "count": 2, "above_chance": False,
+    }  # fmt: skip
+    return {
+        "nsc": {**tally, "held_out": tally}, "nscb": {**tally, "held_out": tally},
+        "classification": {"treatment": treatment}, "same_batch_share": 0.7, "same_batch_expected": 0.3,
+    }  # fmt: skip
+
+
+def test_what_is_not_above_chance_is_called_so() -> None:
+    found = answers.held_out_answers(_evaluation(above=False))
+    assert {answer.verdict for answer in found} == {"not above chance"}
+    assert all(answer.reading.startswith("Not above chance: ") for answer in found)
+    assert all("does not lie above that range" in answer.reading for answer in found)
+    assert answers.summary(found).startswith("Not above chance: ")
+
+
+def test_what_is_above_chance_is_told_beside_what_is_not() -> None:
+    found = answers.held_out_answers(_evaluation(above=True))
+    assert [answer.verdict for answer in found] == ["above chance", "above chance", "not above chance"]
+    assert found[0].chance == pytest.approx((0, 2 / 12))
+    assert "2 of 3 figures are above chance (NSCB, held-out; NSC, held-out)" in answers.summary(found)
+    assert "One compound alone gives no interval." in found[2].reading
+
+
+def test_leaked_scores_are_marked(study: Study, html: str) -> None:
+    evaluation = read_evaluation(study)
+    assert evaluation["nscb"]["leaked"] == 4
+    assert html.count("4 of 6 leaked") == 2
+    listed = scores.queries(evaluation)
+    assert [query.leaked for query in listed] == [False, False, True, True, True, True]
+
+
+def test_verdicts_of_the_page_are_those_of_the_evaluation(study: Study, html: str) -> None:
+    evaluation = read_evaluation(study)
+    verdicts = [evaluation[guard]["held_out"]["above_chance"] for guard in ("nscb", "nsc")]
+    verdicts.append(evaluation["classification"]["treatment"]["above_chance"])
+    verdicts += [evaluation[guard]["above_chance"] for guard in ("nscb", "nsc")]
+    shown = re.findall(r'<span class="badge (?:above|below)">((?:not )?above chance)</span>', html)
+    assert shown == ["above chance" if verdict else "not above chance" for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected", "words"),
+    [
+        (0.3, 0.29, "No sign that"),
+        (0.4, 0.3, "mild batch effect"),
+        (0.72, 0.29, "2.5 times chance: profiles group"),
+    ],
+)
+def test_the_gauge_of_batch_leak_is_read_in_words(share: float, expected: float, words: str) -> None:
+    gauge = answers.week_gauge({"same_batch_share": share, "same_batch_expected": expected})
+    assert gauge is not None
+    assert words in gauge.reading
+    assert answers.week_gauge({"same_batch_share": None, "same_batch_expected": None}) is None
+
+
+def test_scores_of_mechanisms_add_up_to_the_evaluation(study: Study) -> None:
+    evaluation = read_evaluation(study)
+    rows = scores.mechanisms(scores.queries(evaluation))
+    assert sum(row.held_out_right for row in rows) == evaluation["nscb"]["held_out"]["correct"]
+    assert sum(row.held_out for row in rows) == evaluation["nscb"]["held_out"]["total"]
+    right = sum(row.held_out_right + row.leaked_right for row in rows)
+    assert right == evaluation["nscb"]["correct"]
+
+
+# --- In a browser -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
+    quiet_flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=quiet_flags)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_opens_from_disk_without_a_network(
+    browser: Any, study: Study, html: str, tmp_path: Path, width: int
+) -> None:
+    page = browser.new_context(offline=True, viewport={"width": width, "height": 900}).new_page()
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"file://{Path(study.storage.url).resolve()}/reports/main/index.html")
+    assert page.title() == "Screen <1> & more: main"
+    assert page.locator("section h2").all_inner_texts()[:2] == ["In short", "The screen"]
+    assert page.evaluate("[...document.images].every(i => !i.src || (i.complete && i.naturalWidth > 0))")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "cut off at the side"
+
+    rank = page.locator("#neighbours table").nth(1).locator("th").nth(4)
+    rank.get_by_role("button").click()
+    assert rank.get_attribute("aria-sort") == "ascending"
+    cells = page.locator("#neighbours table").nth(1).locator("tbody td:nth-child(5)").all_inner_texts()
+    assert [float(cell) for cell in cells] == sorted(float(cell) for cell in cells)
+    page.locator(".zoom").first.click()
+    assert page.locator("dialog img").is_visible()
+    page.keyboard.press("Escape")
+    page.locator(".keys button").nth(2).click()
+    assert page.locator(".map use.pick").count() == 12  # three compounds, two plates, two sites
+    page.screenshot(path=tmp_path / f"report-{width}.png", full_page=True)
+
+    assert not complaints
+    assert all(url.startswith(("file://", "data:")) for url in asked)
+    assert len([url for url in asked if url.startswith("file://")]) == 1
