@@ -67,8 +67,8 @@ class ShardsConfig(Section):
     )
     codec: Literal["blosc2-lz4", "blosc2-zstd"] = "blosc2-lz4"
     illumination_block_px: PositiveInt = Field(8, description="side of the blocks whose means are averaged")
-    illumination_sigma_px: Annotated[float, Field(gt=0)] = Field(
-        64.0, description="gaussian that smooths them"
+    illumination_sigma: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="gaussian that smooths them, as a share of the field's longer side"
     )
     low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.1
     high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.9

@@ -13,10 +13,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
 
 from hcs_ray.contracts import HcsError
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # no pixels travel through it
+_FOLDER = "hcs-ray-"
+_LONGEST_BASE = 24
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -48,11 +53,23 @@ def ensure_session(*, dashboard: bool = False) -> None:
     if not os.environ.get("HCS_RAY_DEBUG"):
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; else a token goes to the home folder
-    folder = tempfile.mkdtemp(prefix="hcs-ray-")
+    folder = _session_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with _quiet_start():
         _start(folder, dashboard)
     atexit.register(ray.shutdown)
+
+
+def _session_folder() -> str:
+    """A new temporary folder, short enough for Ray's sockets; those of killed processes are swept away."""
+    base = tempfile.gettempdir()
+    if len(base) > _LONGEST_BASE:
+        base = "/tmp"  # noqa: S108  a socket's path has at most 107 bytes
+    for old in Path(base).glob(f"{_FOLDER}*-*"):
+        owner = old.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdigit() and old.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base)
 
 
 def hush(library: str) -> None:

@@ -1,4 +1,4 @@
-"""`hcs-ray profile`: embeddings of fields to normalised profiles of wells and treatments, and their scores."""
+"""`hcs-ray profile`: from embeddings of fields to normalised profiles of treatments, and their scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hcs_ray.contracts import Progress
 from hcs_ray.profiles.aggregate import BATCHES, Floats, to_treatments, to_wells
 from hcs_ray.profiles.classify import Classification, class_probabilities, classify
 from hcs_ray.profiles.normalize import normalize
-from hcs_ray.profiles.score import Evaluation, Settings, Tally, evaluate_wells
+from hcs_ray.profiles.score import Evaluation, Settings, evaluate_wells
 from hcs_ray.study import Study
 from hcs_ray.tables import read_embeddings, read_split
 

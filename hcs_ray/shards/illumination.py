@@ -20,29 +20,29 @@ _FLOOR = 0.05  # of the mean: a dead corner must not become an infinite gain
 class IlluminationEstimate:
     """Streaming sums over the fields of one plate, all channels at once."""
 
-    def __init__(self, shape: tuple[int, int, int], block_px: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], block_px: int, percents: tuple[float, float]) -> None:
         self._shape = shape
         self._block = block_px
         channels, height, width = shape
         self._sum = np.zeros((channels, -(-height // block_px), -(-width // block_px)))
-        self._histogram = np.zeros((channels, 65536), np.int64)
-        self._fields = 0
+        self._percents = percents
+        self._percentiles: list[npt.NDArray[np.float64]] = []
 
     def add(self, pixels: Pixels) -> None:
         """Add one field, (C, H, W) uint16."""
         self._sum += block_means(pixels, self._block)
-        for channel, plane in enumerate(pixels):
-            self._histogram[channel] += np.bincount(plane.ravel(), minlength=65536)
-        self._fields += 1
+        planes = pixels.reshape(len(pixels), -1)
+        self._percentiles.append(np.percentile(planes, self._percents, axis=1, method="higher"))
 
-    def functions(self, sigma_px: float) -> FloatArray:
-        """(C, H, W) float32, each channel with mean 1; at least `_FLOOR`."""
+    def functions(self, sigma: float) -> FloatArray:
+        """(C, H, W) float32, each channel with mean 1; ``sigma`` is a share of the longer side."""
         _, height, width = self._shape
+        sigma_blocks = sigma * max(height, width) / self._block
         rows = (np.arange(height) + 0.5) / self._block - 0.5
         columns = (np.arange(width) + 0.5) / self._block - 0.5
         planes = []
-        for mean in self._sum / self._fields:
-            smooth = ndimage.gaussian_filter(mean, sigma_px / self._block, mode="nearest")
+        for mean in self._sum / len(self._percentiles):
+            smooth = ndimage.gaussian_filter(mean, sigma_blocks, mode="nearest")
             full = ndimage.map_coordinates(
                 smooth, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest"
             )
@@ -50,11 +50,13 @@ class IlluminationEstimate:
             planes.append(np.maximum(full / level, _FLOOR) if level > 0 else np.ones_like(full))
         return np.stack(planes).astype(np.float32)
 
-    def percentile(self, percent: float) -> npt.NDArray[np.float64]:
-        """(C,) intensity below which ``percent`` of a channel's pixels of the plate lie."""
-        cumulative = np.cumsum(self._histogram, axis=1)
-        wanted = cumulative[:, -1:] * (percent / 100)
-        return np.asarray(np.argmax(cumulative >= wanted, axis=1), np.float64)
+    def percentiles(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The low and the high percentile of each channel, (C,): medians over the fields.
+
+        So that one saturated field does not set the scale of its whole plate.
+        """
+        low, high = np.median(self._percentiles, axis=0)
+        return low, high
 
 
 def block_means(pixels: Pixels | FloatArray, block_px: int) -> npt.NDArray[np.float64]:

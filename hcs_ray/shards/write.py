@@ -112,7 +112,8 @@ def write_plate(job: PlateJob) -> None:
         pixels, hashes = _read_field(job, field)
         if estimate is None:
             shape = pixels.shape
-            estimate = IlluminationEstimate(pixels.shape, job.config.illumination_block_px)
+            percents = (job.config.low_percentile, job.config.high_percentile)
+            estimate = IlluminationEstimate(pixels.shape, job.config.illumination_block_px, percents)
         elif pixels.shape != shape:
             raise InputError(
                 f"{job.raw.url}/{_first_file(job, field)}: {pixels.shape[1:]} px; others {shape[1:]}"
@@ -221,7 +222,7 @@ def _sample_json(job: PlateJob, row: Mapping[str, Any], pixels: Pixels, hashes: 
 def _write_illumination(job: PlateJob, estimate: IlluminationEstimate) -> dict[str, Any]:
     files = []
     for channel, function in zip(
-        job.channels, estimate.functions(job.config.illumination_sigma_px), strict=True
+        job.channels, estimate.functions(job.config.illumination_sigma), strict=True
     ):
         buffer = io.BytesIO()
         np.save(buffer, function, allow_pickle=False)
@@ -229,11 +230,8 @@ def _write_illumination(job: PlateJob, estimate: IlluminationEstimate) -> dict[s
         job.study.write(f"shards/{path}", buffer.getvalue())
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
         files.append({"path": path, "size": len(buffer.getvalue()), "sha256": digest})
-    return {
-        "illumination": files,
-        "low": estimate.percentile(job.config.low_percentile).tolist(),
-        "high": estimate.percentile(job.config.high_percentile).tolist(),
-    }
+    low, high = estimate.percentiles()
+    return {"illumination": files, "low": low.tolist(), "high": high.tolist()}
 
 
 def _part_path(plate: str) -> str:
