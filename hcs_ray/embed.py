@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from hcs_ray import contracts as c
-from hcs_ray.contracts import Progress
+from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.model import augment
 from hcs_ray.model.loader import FieldSource
 from hcs_ray.session import ensure_session, hush, plainly
@@ -84,6 +84,8 @@ def _run(study: Study, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int
     )
     with plainly("embedding"):
         for row in written.iter_rows():
+            if row["error"]:
+                raise (InputError if row["bad_input"] else HcsError)(row["error"])
             yield int(row["first"]), int(row["last"])
 
 
@@ -101,11 +103,15 @@ class _Embedder:
         self._pool = ThreadPoolExecutor(self._config.threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for first, last in zip(batch["first"], batch["last"], strict=True):
-            table = self._chunk(int(first), int(last))
-            path = f"{self._study.place('embed').folder}/{chunk_file(int(first), int(last))}"
-            self._study.storage.write(path, parquet_bytes(table))
-        return {"first": batch["first"], "last": batch["last"]}
+        first, last = int(batch["first"][0]), int(batch["last"][0])
+        error: HcsError | None = None
+        try:
+            data = parquet_bytes(self._chunk(first, last))
+            self._study.storage.write(f"{self._study.place('embed').folder}/{chunk_file(first, last)}", data)
+        except HcsError as found:  # as a row: Ray Data does not carry the cause of an exception
+            error = found
+        told = {"error": [str(error or "")], "bad_input": [isinstance(error, InputError)]}
+        return {"first": [first], "last": [last], **told}
 
     def _chunk(self, first: int, last: int) -> pa.Table:
         embeddings, probabilities = [], []
