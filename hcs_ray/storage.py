@@ -284,11 +284,11 @@ class S3Storage:
         skip = len(self.prefix) + 1 if self.prefix else 0
         try:
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=top)
-            return {
-                item["Key"][skip:]: int(item["Size"]) for page in pages for item in page.get("Contents", ())
-            }
+            items = [item for page in pages for item in page.get("Contents", ())]
         except (BotoCoreError, ClientError) as error:
             raise HcsError(f"{self.url}/{prefix}: cannot be listed: {error}") from None
+        # A key that ends with a slash is a folder's marker, as Arrow makes them.
+        return {i["Key"][skip:]: int(i["Size"]) for i in items if not i["Key"].endswith("/")}
 
     def write(self, path: str, data: bytes) -> None:
         if self._call("put_object", path, Body=data) is None:

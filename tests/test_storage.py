@@ -95,6 +95,13 @@ def test_arrow_reads_what_was_written(storage: Storage) -> None:
         assert file.read() == b"content"
 
 
+def test_the_markers_that_arrow_makes_for_folders_are_no_files(storage: Storage) -> None:
+    filesystem, root = storage.arrow()
+    filesystem.create_dir(f"{root}/folder/inner", recursive=True)
+    storage.write("folder/x", b"1")
+    assert storage.sizes() == {"folder/x": 1}
+
+
 def test_a_store_that_ignores_conditions_is_found(tmp_path: Path) -> None:
     from hcs_ray.storage import LocalStorage
 
