@@ -10,13 +10,14 @@ from pathlib import Path
 HCS_RAY = str(Path(sys.executable).with_name("hcs-ray"))
 
 
-def hcs_ray(
-    *arguments: object, timeout_s: float = 170, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+LONGEST_S = 300
+
+
+def hcs_ray(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with more in its environment."""
     return subprocess.run(
         [HCS_RAY, *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **environment}, check=False,
+        capture_output=True, text=True, timeout=LONGEST_S, env={**os.environ, **environment}, check=False,
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def test_a_bad_table_names_file_and_row(
 def test_a_plate_without_a_folder_is_named(raw: Path) -> None:
     def rename(table: pd.DataFrame) -> pd.DataFrame:
         plate = table["Image_Metadata_Plate_DAPI"].iloc[0]
-        for column in [name for name in table if "Path" in name or "Plate" in name]:
+        for column in [str(name) for name in table if "Path" in str(name) or "Plate" in str(name)]:
             table[column] = table[column].str.replace(plate, "Week1_99999")
         return table
 

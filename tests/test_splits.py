@@ -15,13 +15,13 @@ from hcs_ray.screen.splits import SPLIT_COLUMNS, divide
 
 def wells(compounds_per_moa: list[int], plates: int = 6, unlabelled: int = 2) -> pd.DataFrame:
     """One row a well: every compound and control on every plate, taxol also as positive control."""
-    compounds = [
+    compounds: list[tuple[str, str | None]] = [
         (f"m{moa}c{number}", f"MoA {moa}")
         for moa, count in enumerate(compounds_per_moa)
         for number in range(count)
     ]
     compounds += [(f"unknown{number}", None) for number in range(unlabelled)]
-    rows = []
+    rows: list[tuple[str, str, str, str | None, str]] = []
     for plate in range(plates):
         for position, (compound, moa) in enumerate(compounds):
             rows.append((compound, f"P{plate}", f"C{position:02d}", moa, c.TREATED))

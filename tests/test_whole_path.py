@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ def fresh(reference: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def cluster(s3: str) -> Iterator[str]:
     """The address of a Ray cluster whose workers know the S3 store."""
-    context = ray.init(
+    context: Any = ray.init(
         address="local",
         num_cpus=2,
         include_dashboard=True,
@@ -132,7 +133,7 @@ def test_answers_cover_every_field_and_treatment(reference: Path) -> None:
     assert list(meta[c.KEY]) == list(index[c.KEY])
     assert features.dtype == np.float32
     assert features.std(0).max() > 0
-    probabilities = meta[[name for name in meta if name.startswith(c.PROBABILITY_PREFIX)]]
+    probabilities = meta[[name for name in meta if str(name).startswith(c.PROBABILITY_PREFIX)]]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     layout = pd.read_parquet(reference / "maps/main.parquet")
     assert list(layout[c.KEY]) == list(index[c.KEY])
@@ -164,7 +165,7 @@ def test_two_workers_trained_and_the_history_is_whole(reference: Path) -> None:
 
 def test_a_second_run_finds_everything_complete(reference: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
-    done = hcs_ray("demo", reference, "--size", "smallest", timeout_s=60)
+    done = hcs_ray("demo", reference, "--size", "smallest")
     assert done.returncode == 0
     assert done.stderr.count("complete") == len(STAGE_NAMES)
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()} == before
