@@ -50,7 +50,7 @@ Force = Annotated[bool, typer.Option("--force", help="Make it again where it is 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON on standard output.")]
 
 
-@app.command()
+@app.command(epilog="Example: hcs-ray demo my-demo --seed 1")
 def demo(
     folder: Annotated[str, typer.Argument(help="The study's folder; raw images go below it.")] = "hcs-demo",
     size: Annotated[str, typer.Option(help="demo, or smallest for a quick check.")] = "demo",
@@ -74,7 +74,7 @@ def demo(
     _run_stages(study, list(_RUNNERS), force)
 
 
-@app.command()
+@app.command(epilog="Example: hcs-ray run my-study --name second --set train.lr=3e-4 --from train")
 def run(
     study: Target,
     name: Name = "main",
@@ -95,7 +95,7 @@ def run(
     _run_stages(opened, chosen, force)
 
 
-@app.command("generate")
+@app.command("generate", epilog="Example: hcs-ray generate my-study/raw --set artefact_rate=0.1")
 def generate_command(
     folder: Annotated[str, typer.Argument(help="Where the raw screen goes, as in my-study/raw.")],
     size: Annotated[str, typer.Option(help="demo, smallest, or bbbc021 (55 plates of 60 wells).")] = "demo",
@@ -140,7 +140,7 @@ _stage_command("outliers", "Score how unusual each field is, with a reason for t
 _stage_command("report", "Write the report, one HTML file.")
 
 
-@app.command()
+@app.command(epilog="Example: hcs-ray tune hcs-demo tune_configs/smoke.yaml --name first")
 def tune(
     study: Target,
     sweep: Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="As in tune_configs/smoke.yaml.")],
@@ -158,7 +158,7 @@ def tune(
     _say(f"Leaderboard: {opened.storage.url}/{opened.place('tune').folder}/leaderboard.parquet")
 
 
-@app.command()
+@app.command(epilog="Example: hcs-ray verify hcs-demo")
 def verify(study: Target, name: Name = "main", overrides: Overrides = None) -> None:
     """Read every output of every complete stage and compare it with its hash."""
     opened = _open(study, name, overrides)
@@ -298,6 +298,8 @@ def _bar(stage: str, unit: str) -> Iterator[Progress]:
         task = bars.add_task(stage, total=None)
 
         def update(done: int, total: int) -> None:
+            if not seen and done == total:
+                return  # nothing is left to do
             if not seen and not console.is_terminal:
                 console.print(f"{stage:<9} {total} {unit} ...")
             seen.append(done)

@@ -46,7 +46,7 @@ STAGES: Mapping[str, StageSpec] = {
     "embed": StageSpec("embeddings/{name}", ("shard", "train"), ("embed",)),
     "profile": StageSpec("profiles/{name}", ("embed", "split"), ("profile",)),
     "map": StageSpec("maps", ("embed",), ("map",), flat=True),
-    "outliers": StageSpec("outliers/{name}", ("shard", "embed", "split"), ("outliers",)),
+    "outliers": StageSpec("outliers/{name}", ("shard", "embed"), ("outliers",)),
     "report": StageSpec(
         "reports/{name}", ("shard", "train", "embed", "profile", "map", "outliers"), ("report",)
     ),
@@ -140,12 +140,12 @@ class Study:
         return Study(self.storage, self.config, checked_name(name))
 
     def downstream(self, stage: str) -> list[str]:
-        """The stages that follow from this one, in order."""
+        """The stages of the pipeline that follow from this one, in order."""
         follows = {stage}
         for other, spec in STAGES.items():
             if follows & set(spec.inputs):
                 follows.add(other)
-        return [other for other in STAGES if other in follows and other != stage]
+        return [other for other in STAGES if other in follows - {stage, "tune"}]
 
 
 def open_study(target: str, name: str = "main", overrides: Sequence[str] = ()) -> Study:

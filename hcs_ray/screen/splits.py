@@ -26,6 +26,7 @@ def split(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     claim = study.claim("split")
     if force or not study.is_complete("split", claim):
         index = read_index(study, [c.COMPOUND, c.PLATE, c.WELL, c.MOA, c.PERT_TYPE])
+        progress(0, 1)
         with study.writing("split", claim, force) as writer:
             writer.write_table(f"{study.name}.parquet", divide(index.drop_duplicates(), study.config.split))
         progress(1, 1)
