@@ -330,6 +330,8 @@ def preflight(storage: Storage) -> None:
             raise HcsError(
                 f"{storage.url}: the store ignores conditional puts (If-None-Match); leases need them"
             )
+    except HcsError as error:
+        raise HcsError(str(error).replace(f"/{probe}", "")) from None
     finally:
         with contextlib.suppress(HcsError, OSError):
             storage.delete(probe)
