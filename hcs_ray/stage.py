@@ -1,43 +1,35 @@
-"""The stage record and the lease: what makes a stage whole, resumable and written by one at a time.
+"""The stage record: what makes a stage whole, resumable and traceable.
 
-A stage writes into a folder of the study. While it runs, the folder holds a lease (`Lease`) and a note of
-what it was begun with; when all outputs are there, ``_stage.json`` is written last, by one put. It lists
-the digests of the records before it, the configuration it depends on, the code, and every output with size
-and hash: that chain is the lineage of every number. Readers read only what a record lists. Records carry no
-times, so the same inputs, configuration and code give the same record.
+A stage writes into a folder of the study. While it runs, the folder holds a lease (`hcs_ray.lease`) and a
+note of what it was begun with; when all outputs are there, ``_stage.json`` is written last, by one put. It
+lists the digests of the records before it, the configuration it depends on, the code, and every output with
+size and hash: that chain is the lineage of every number. Readers read only what a record lists. Records carry
+no times, so the same inputs, configuration and code give the same record.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import getpass
 import hashlib
 import io
 import json
 import os
-import socket
 import subprocess
-import threading
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hcs_ray.contracts import STAGE_FORMAT, HcsError, InputError
+from hcs_ray.lease import Lease
 from hcs_ray.storage import Storage
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-
-LEASE_SECONDS = 60.0
-HEARTBEAT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -212,7 +204,7 @@ def writing_stage(
     Outputs of a killed run with the same claim are left for the caller to go on with; of another claim, they
     are an error unless ``force``, which deletes them first.
     """
-    with Lease(storage, place).held() as lease:
+    with Lease(storage, place.lease, f"{place.stage} {place.name}").held() as lease:
         _begin(storage, place, claim, force)
         writer = StageWriter(storage, place, lease)
         yield writer
@@ -250,126 +242,6 @@ def stale_message(place: Place, changes: list[str]) -> str:
     shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
     named = "" if place.stage == "shard" else ", or give the result another --name"
     return f"stale: {shown}. Make it again with --force{named}"
-
-
-class Lease:
-    """One writer a stage: a file made by a conditional put and renewed by a heartbeat.
-
-    It is taken over when it has run out, or at once where its holder was a process of this machine that has
-    died. Between machines the clocks must agree to well within a minute.
-    """
-
-    def __init__(self, storage: Storage, place: Place) -> None:
-        self._storage = storage
-        self._place = place
-        self._token = uuid.uuid4().hex
-        self._version = ""
-        self._lost: str | None = None
-        self._stop = threading.Event()
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Lease]:
-        """Hold the lease, or fail with one line that names who does."""
-        self._acquire()
-        heart = threading.Thread(target=self._beat, name="lease", daemon=True)
-        heart.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            heart.join()
-            self._release()
-
-    def check(self) -> None:
-        """`HcsError` where another writer has taken the lease over."""
-        if self._lost:
-            raise HcsError(f"{self._place.stage} {self._place.name}: {self._lost}")
-
-    def _acquire(self) -> None:
-        path = self._place.lease
-        if not self._storage.put_if_absent(path, self._content()):
-            found = self._storage.read_versioned(path)
-            if found is not None:
-                holder = json.loads(found[0])
-                if not _is_over(holder):
-                    raise HcsError(self._held_message(holder))
-                self._storage.put_if_match(path, self._content(), found[1])
-            else:
-                self._storage.put_if_absent(path, self._content())
-        self._confirm()
-
-    def _confirm(self) -> None:
-        found = self._storage.read_versioned(self._place.lease)
-        holder = json.loads(found[0]) if found else {}
-        if found is None or holder.get("token") != self._token:
-            raise HcsError(self._held_message(holder))
-        self._version = found[1]
-
-    def _held_message(self, holder: Mapping[str, Any]) -> str:
-        who = f"{holder.get('user')}@{holder.get('host')}, process {holder.get('pid')}"
-        return (
-            f"{self._storage.url}/{self._place.folder}: {self._place.stage} {self._place.name} is being "
-            f"written by {who}; wait for it or stop it"
-        )
-
-    def _content(self) -> bytes:
-        me = psutil.Process()
-        return _json(
-            {
-                "token": self._token,
-                "user": _user(),
-                "host": socket.gethostname(),
-                "boot": _boot(),
-                "pid": me.pid,
-                "process_started": me.create_time(),
-                "expires": time.time() + LEASE_SECONDS,
-            }
-        )
-
-    def _beat(self) -> None:
-        last = time.monotonic()
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                if not self._storage.put_if_match(self._place.lease, self._content(), self._version):
-                    self._lost = "another writer has taken over its lease"
-                    return
-                self._confirm()
-                last = time.monotonic()
-            except HcsError as error:
-                if time.monotonic() - last > LEASE_SECONDS:
-                    self._lost = f"its lease could not be renewed ({error})"
-                    return
-
-    def _release(self) -> None:
-        found = self._storage.read_versioned(self._place.lease)
-        if found is not None and json.loads(found[0]).get("token") == self._token:
-            self._storage.delete(self._place.lease)
-
-
-def _is_over(holder: Mapping[str, Any]) -> bool:
-    if time.time() > float(holder["expires"]):
-        return True
-    if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
-        return False
-    try:
-        return bool(psutil.Process(int(holder["pid"])).create_time() != holder["process_started"])
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _boot() -> str:
-    """Identifies the machine's run: two containers with one host name differ in their process namespace."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return str(psutil.boot_time())
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from hcs_ray import stage
+from hcs_ray import lease
 from hcs_ray.contracts import HcsError, InputError
-from hcs_ray.stage import Claim, Lease, Place, StaleStageError, read_record, stale_reasons, writing_stage
+from hcs_ray.lease import Lease
+from hcs_ray.stage import Claim, Place, StaleStageError, read_record, stale_reasons, writing_stage
 from hcs_ray.storage import LocalStorage
 
 PLACE = Place("embed", "main", "embeddings/main")
@@ -121,7 +122,7 @@ def test_a_foreign_record_is_one_line(storage: LocalStorage, content: bytes) -> 
 
 def test_a_second_writer_stops_and_names_the_holder(storage: LocalStorage) -> None:
     with (
-        Lease(storage, PLACE).held(),
+        Lease(storage, PLACE.lease, "embed main").held(),
         pytest.raises(HcsError, match=f"is being written by .*process {os.getpid()}"),
     ):
         write(storage)
@@ -130,9 +131,9 @@ def test_a_second_writer_stops_and_names_the_holder(storage: LocalStorage) -> No
 
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(storage: LocalStorage) -> None:
     code = (
-        "import sys, time; from hcs_ray.stage import *; from hcs_ray.storage import LocalStorage\n"
+        "import sys, time; from hcs_ray.lease import Lease; from hcs_ray.storage import LocalStorage\n"
         "from pathlib import Path\n"
-        "with Lease(LocalStorage(Path(sys.argv[1])), Place('embed', 'main', 'embeddings/main')).held():\n"
+        "with Lease(LocalStorage(Path(sys.argv[1])), 'embeddings/main/_lease.json', 'embed main').held():\n"
         "    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, storage.url], stdout=subprocess.PIPE) as holder:
@@ -148,7 +149,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(storage: LocalStora
 def test_a_lease_that_ran_out_elsewhere_is_taken_over_and_the_loser_does_not_finish(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
     with (
         pytest.raises(HcsError, match="taken over"),
         writing_stage(storage, PLACE, CLAIM, study_config="") as writer,
