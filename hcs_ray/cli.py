@@ -39,6 +39,8 @@ _RUNNERS: dict[str, tuple[str, str, str]] = {
     "report": ("hcs_ray.report.build", "report", "parts"),
 }
 
+_INTERRUPTED = 130  # the exit code of a command that was stopped by Ctrl-C
+
 Target = Annotated[
     str, typer.Argument(metavar="STUDY", help="A YAML file, a study folder or an s3:// prefix.")
 ]
@@ -199,8 +201,10 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on", 130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if getattr(stop, "code", _INTERRUPTED) != _INTERRUPTED:
+            raise
+        _fail("stopped; run the same command again to go on", _INTERRUPTED)
     except Exception as error:
         if debug:
             raise

@@ -62,7 +62,7 @@ class Bbbc021Screen(Section):
 class ShardsConfig(Section):
     """`hcs-ray shard`."""
 
-    max_shard_mb: PositiveInt = Field(
+    max_shard_mb: Annotated[int, Field(ge=1, le=4000)] = Field(
         256, description="a tar is closed before it grows beyond this (1e6 bytes)"
     )
     codec: Literal["blosc2-lz4", "blosc2-zstd"] = "blosc2-lz4"
@@ -78,8 +78,8 @@ class SplitConfig(Section):
     """`hcs-ray split`: compounds to sides, or to folds of which one is the test."""
 
     seed: NonNegativeInt = 0
-    validation_fraction: Probability = 0.25
-    test_fraction: Probability = 0.25
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     folds: Annotated[int, Field(ge=3)] | None = Field(
         None, description="deal compounds to this many folds instead"
     )
@@ -109,7 +109,7 @@ class TrainConfig(ExecutionSection):
     """`hcs-ray train`."""
 
     execution: ClassVar[frozenset[str]] = frozenset(
-        {"workers", "use_gpu", "threads", "max_failures", "cpus_per_worker", "wandb_project"}
+        {"use_gpu", "threads", "max_failures", "cpus_per_worker", "keep_checkpoints", "wandb_project"}
     )
 
     seed: NonNegativeInt = 0
@@ -131,7 +131,7 @@ class TrainConfig(ExecutionSection):
     )
     precision: Literal["32", "bf16"] = "32"
     keep_checkpoints: PositiveInt = 2
-    workers: PositiveInt = 2
+    workers: PositiveInt = Field(2, description="ranks; each normalises batches by its own share of them")
     use_gpu: bool = False
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     threads: PositiveInt = Field(2, description="threads that read and decode, a worker")

@@ -17,12 +17,19 @@ RAW = "raw"
 _SECTIONS: dict[str, dict[str, Any]] = {
     "demo": {
         "model": {"backbone": "tiny"},
-        "train": {"epochs": 25, "global_batch": 16, "crop_px": 224, "downsample": 2, "lr": 3e-3},
+        "train": {
+            "epochs": 25,
+            "global_batch": 16,
+            "crop_px": 224,
+            "downsample": 2,
+            "lr": 3e-3,
+            "cpus_per_worker": 0.5,
+        },
         "embed": {"chunk_fields": 64, "cpus_per_worker": 0.5},
     },
     "smallest": {
         "model": {"backbone": "tiny"},
-        "train": {"epochs": 2, "global_batch": 16, "crop_px": 112, "lr": 3e-3},
+        "train": {"epochs": 2, "global_batch": 16, "crop_px": 112, "lr": 3e-3, "cpus_per_worker": 0.5},
         "embed": {"chunk_fields": 32, "cpus_per_worker": 0.5},
         "profile": {"resamples": 200},
     },

@@ -8,6 +8,7 @@ Ray's object store.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,18 +16,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from hcs_ray import contracts as c
+from hcs_ray.config import canonical_digest
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.model import augment
 from hcs_ray.model.loader import FieldSource
-from hcs_ray.session import ensure_session, hush, plainly
+from hcs_ray.session import ensure_session, hush, plainly, require_capacity
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study
 from hcs_ray.tables import read_index
 from hcs_ray.train import load_network
+
+_CLAIM = b"hcs_ray_claim"  # of a chunk's Parquet metadata: what it was made from
 
 
 def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
@@ -37,11 +42,11 @@ def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     if not force and study.is_complete("embed", claim):
         return {"fields": fields, "files": len(chunks)}
     with study.writing("embed", claim, force) as writer:
-        there = study.storage.sizes(study.place("embed").folder)
-        missing = [chunk for chunk in chunks if writer.path(chunk_file(*chunk)) not in there]
+        digest = canonical_digest(claim.model_dump(mode="json"))
+        missing = [chunk for chunk in chunks if not _is_whole(study, chunk, digest)]
         done = fields - sum(last - first + 1 for first, last in missing)
         progress(done, fields)
-        for first, last in _run(study, missing):
+        for first, last in _run(study, missing, digest):
             done += last - first + 1
             progress(done, fields)
         for chunk in chunks:
@@ -60,7 +65,19 @@ def _chunks(fields: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, fields) - 1
 
 
-def _run(study: Study, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _is_whole(study: Study, chunk: tuple[int, int], digest: str) -> bool:
+    """Whether a chunk is there, undamaged, and made from the same claim."""
+    found = study.storage.read_versioned(f"{study.place('embed').folder}/{chunk_file(*chunk)}")
+    if found is None:
+        return False
+    try:
+        table = pq.read_table(io.BytesIO(found[0]), page_checksum_verification=True)
+    except (pa.ArrowException, OSError):
+        return False
+    return bool((table.schema.metadata or {}).get(_CLAIM) == digest.encode())
+
+
+def _run(study: Study, chunks: list[tuple[int, int]], digest: str) -> Iterator[tuple[int, int]]:
     """Embed chunks, yielding each as it is written."""
     if not chunks:
         return
@@ -74,9 +91,12 @@ def _run(study: Study, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int
         [{"first": first, "last": last} for first, last in chunks], override_num_blocks=len(chunks)
     )
     actors = min(config.workers, len(chunks))
+    require_capacity(
+        f"embed.workers {actors}", actors * config.cpus_per_worker, actors if config.use_gpu else 0
+    )
     written = work.map_batches(
         _Embedder,
-        fn_constructor_args=(study,),
+        fn_constructor_args=(study, digest),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=config.cpus_per_worker,
@@ -92,8 +112,9 @@ def _run(study: Study, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int
 class _Embedder:
     """One actor: holds the network and writes the chunks it is handed."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, digest: str) -> None:
         self._study = study
+        self._digest = digest
         self._config = study.config.embed
         self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
         network, self._spec = load_network(study)
@@ -139,4 +160,4 @@ class _Embedder:
         table = table.append_column(c.EMBEDDING, vectors)
         for number, name in enumerate(self._spec.classes):
             table = table.append_column(f"{c.PROBABILITY_PREFIX}{name}", pa.array(probabilities[:, number]))
-        return table.replace_schema_metadata(None)
+        return table.replace_schema_metadata({_CLAIM: self._digest})

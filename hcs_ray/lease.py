@@ -29,7 +29,8 @@ class Lease:
     ``path`` is that file in the storage; ``work`` says what it guards, in messages.
 
     It is taken over when it has run out, or at once where its holder was a process of this machine that has
-    died. Between machines the clocks must agree to well within a minute.
+    died; for one of another machine a new writer waits until it is renewed or runs out. Between machines the
+    clocks must agree to well within a minute.
     """
 
     def __init__(self, storage: Storage, path: str, work: str) -> None:
@@ -60,17 +61,25 @@ class Lease:
             raise HcsError(f"{self._work}: {self._lost}")
 
     def _acquire(self) -> None:
-        path = self._path
-        if not self._storage.put_if_absent(path, self._content()):
-            found = self._storage.read_versioned(path)
-            if found is not None:
-                holder = json.loads(found[0])
-                if not _is_over(holder):
-                    raise HcsError(self._held_message(holder))
-                self._storage.put_if_match(path, self._content(), found[1])
-            else:
-                self._storage.put_if_absent(path, self._content())
+        if not self._storage.put_if_absent(self._path, self._content()):
+            found = self._storage.read_versioned(self._path)
+            if found is None:
+                self._storage.put_if_absent(self._path, self._content())
+            elif json.loads(found[0])["token"] != self._token:  # a retried put may have succeeded before
+                self._outlive(found)
         self._confirm()
+
+    def _outlive(self, found: tuple[bytes, str]) -> None:
+        """Take over a lease whose holder is gone; of a process elsewhere, only its silence tells that."""
+        holder = json.loads(found[0])
+        while not _is_over(holder):
+            if _is_here(holder):
+                raise HcsError(self._held_message(holder))
+            time.sleep(1)
+            now = self._storage.read_versioned(self._path)
+            if now is None or now[1] != found[1]:
+                raise HcsError(self._held_message(holder))
+        self._storage.put_if_match(self._path, self._content(), found[1])
 
     def _confirm(self) -> None:
         found = self._storage.read_versioned(self._path)
@@ -101,10 +110,12 @@ class Lease:
         last = time.monotonic()
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                if not self._storage.put_if_match(self._path, self._content(), self._version):
+                self._storage.put_if_match(self._path, self._content(), self._version)
+                found = self._storage.read_versioned(self._path)
+                if found is None or json.loads(found[0]).get("token") != self._token:
                     self._lost = "another writer has taken over its lease"
                     return
-                self._confirm()
+                self._version = found[1]
                 last = time.monotonic()
             except HcsError as error:
                 if time.monotonic() - last > LEASE_SECONDS:
@@ -120,12 +131,16 @@ class Lease:
 def _is_over(holder: Mapping[str, Any]) -> bool:
     if time.time() > float(holder["expires"]):
         return True
-    if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
+    if not _is_here(holder):
         return False
     try:
         return bool(psutil.Process(int(holder["pid"])).create_time() != holder["process_started"])
     except psutil.NoSuchProcess:
         return True
+
+
+def _is_here(holder: Mapping[str, Any]) -> bool:
+    return (holder["host"], holder["boot"]) == (socket.gethostname(), _boot())
 
 
 def _boot() -> str:

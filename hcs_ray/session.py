@@ -1,7 +1,7 @@
 """The Ray session that all stages of a command share: a given cluster, or one of this machine.
 
-With ``RAY_ADDRESS`` (as in a RayJob) it joins that cluster. Otherwise it starts Ray here, on loopback, in a
-temporary folder that goes when the process ends.
+With ``RAY_ADDRESS`` (as in a RayJob) it joins that cluster. Otherwise it starts Ray here, behind a token made
+for this session, in a temporary folder that goes when the process ends.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from hcs_ray.contracts import HcsError
+from hcs_ray.contracts import HcsError, InputError
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # no pixels travel through it
 _FOLDER = "hcs-ray-"
@@ -52,7 +54,8 @@ def ensure_session(*, dashboard: bool = False) -> None:
         return
     if not os.environ.get("HCS_RAY_DEBUG"):
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; else a token goes to the home folder
+    if "RAY_AUTH_MODE" not in os.environ:  # Ray listens on every interface; a token keeps strangers out
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     folder = _session_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with _quiet_start():
@@ -67,8 +70,10 @@ def _session_folder() -> str:
         base = "/tmp"  # noqa: S108  a socket's path has at most 107 bytes
     for old in Path(base).glob(f"{_FOLDER}*-*"):
         owner = old.name.removeprefix(_FOLDER).partition("-")[0]
-        if owner.isdigit() and old.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+            mine = old.stat().st_uid == os.getuid()
+            if owner.isdigit() and mine and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(old, ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base)
 
 
@@ -109,6 +114,22 @@ def _start(folder: str, dashboard: bool) -> None:
         log_to_driver=bool(os.environ.get("HCS_RAY_DEBUG")),
         logging_level=logging.ERROR,
     )
+
+
+def require_capacity(what: str, cpus: float, gpus: float) -> None:
+    """`InputError` where this machine can never give that much; a given cluster may still grow."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    resources: Any = ray.cluster_resources  # untyped
+    have = resources()
+    for kind, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > have.get(kind, 0):
+            raise InputError(
+                f"{what} need {needed:g} {kind}; Ray has {have.get(kind, 0):g} here. "
+                "Take fewer workers, or less for each"
+            )
 
 
 @contextlib.contextmanager

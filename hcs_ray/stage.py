@@ -60,7 +60,7 @@ class Place:
         """Whether a file of the study belongs to this stage's output."""
         if not self.flat:
             return path.startswith(f"{self.folder}/")
-        return path.startswith((f"{self.folder}/{self.name}.", f"{self.folder}/{self.name}_"))
+        return path in {self.record, self.begun, self.lease, f"{self.folder}/{self.name}.parquet"}
 
 
 class Claim(BaseModel):
@@ -114,9 +114,10 @@ class StageRecord(BaseModel):
     def claim(self) -> Claim:
         return Claim(inputs=self.inputs, config=self.config)
 
-    def missing(self, storage: Storage) -> list[str]:
-        """Outputs that are not there, or not with their size."""
-        return [path for path, file in self.outputs.items() if storage.size(path) != file.size]
+    def missing(self, storage: Storage, place: Place) -> list[str]:
+        """Outputs that are not there, or not with their size; one listing of the stage's folder."""
+        there = storage.sizes(place.folder)
+        return [path for path, file in self.outputs.items() if there.get(path) != file.size]
 
     def read(self, storage: Storage, path: str) -> bytes:
         """An output of this stage, checked against its hash."""
@@ -156,7 +157,7 @@ def record_digest(storage: Storage, place: Place) -> str | None:
 def stale_reasons(storage: Storage, place: Place, claim: Claim) -> list[str] | None:
     """Why a finished stage does not match ``claim``; empty where it does, None where it is not finished."""
     record = read_record(storage, place)
-    if record is None or record.missing(storage):
+    if record is None or record.missing(storage, place):
         return None
     return claim.changes_since(record.claim)
 
@@ -229,12 +230,21 @@ def _begin(storage: Storage, place: Place, claim: Claim, force: bool) -> None:
     changes = claim.changes_since(before)
     if changes and not force:
         raise StaleStageError(f"{place.stage} {place.name} is {stale_message(place, changes)}")
+    storage.sweep(place.folder)
     if force:
-        for path in storage.sizes(place.folder):
-            if place.owns(path) and path != place.lease:
-                storage.delete(path)
-    storage.delete(place.record)
+        _clear(storage, place)
     storage.write(place.begun, _json(claim.model_dump(mode="json")))
+    storage.delete(place.record)
+
+
+def _clear(storage: Storage, place: Place) -> None:
+    """Delete a stage's outputs; killed half-way, only another ``--force`` goes on."""
+    cleared = Claim(inputs={"outputs that --force began to delete": ""}, config={})
+    storage.write(place.begun, _json(cleared.model_dump(mode="json")))
+    storage.delete(place.record)
+    for path in storage.sizes(place.folder):
+        if place.owns(path) and path not in (place.lease, place.begun):
+            storage.delete(path)
 
 
 def stale_message(place: Place, changes: list[str]) -> str:
@@ -249,7 +259,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
 """One small file system over a local folder or an ``s3://bucket/prefix``.
 
 Paths are relative, with forward slashes, and cannot leave the root. Every write is whole or absent: a
-temporary name and a rename locally, a single put (or a completed multipart upload) on S3. Conditional
+temporary name and a rename locally, a single put on S3 (which takes at most 5 GB). Conditional
 puts (`put_if_absent`, `put_if_match`) carry the leases of `hcs_ray.stage`.
 
 S3 goes through boto3, whose credential chain and ``AWS_ENDPOINT_URL`` apply.
@@ -13,7 +13,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 _TEMPORARY = ".hcs-tmp-"  # a killed writer's leftover; never listed, never read
+_LEFT_SECONDS = 600.0  # after which no living writer holds it
+_READ_TRIES = 4
 
 
 class Storage(Protocol):
@@ -59,6 +62,9 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Delete a file; one that is not there is no error."""
+
+    def sweep(self, folder: str) -> None:
+        """Delete what killed writers have left half-written below a folder a while ago."""
 
     def child(self, folder: str) -> Storage:
         """The storage of a folder below."""
@@ -111,6 +117,8 @@ class LocalStorage:
             descriptor = os.open(self.path(path), os.O_RDONLY)
         except FileNotFoundError:
             raise InputError(f"{self.path(path)}: no such file") from None
+        except OSError as error:
+            raise HcsError(f"{self.path(path)}: cannot be read: {error.strerror}") from None
         try:
             return os.pread(descriptor, size, offset)
         except OSError as error:
@@ -121,8 +129,10 @@ class LocalStorage:
     def read_versioned(self, path: str) -> tuple[bytes, str] | None:
         try:
             data = self.path(path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise HcsError(f"{self.path(path)}: cannot be read: {error.strerror}") from None
         return data, hashlib.sha256(data).hexdigest()
 
     def size(self, path: str) -> int | None:
@@ -145,16 +155,15 @@ class LocalStorage:
     @contextlib.contextmanager
     def _temporary(self, path: str, data: bytes) -> Iterator[Path]:
         target = self.path(path)
-        temporary: str | None = None
+        temporary: Path | None = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
-            with os.fdopen(descriptor, "wb") as file:
+            temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            yield Path(temporary)
+            yield temporary
         except FileExistsError:
             if temporary is None:  # not the conditional put's answer: a file stands where a folder must be
                 raise InputError(f"{target.parent}: is not a folder") from None
@@ -163,7 +172,7 @@ class LocalStorage:
             raise HcsError(f"{target}: cannot be written: {error.strerror}") from None
         finally:
             if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
     def write(self, path: str, data: bytes) -> None:
         with self._temporary(path, data) as temporary:
@@ -196,7 +205,16 @@ class LocalStorage:
             os.close(descriptor)
 
     def delete(self, path: str) -> None:
-        self.path(path).unlink(missing_ok=True)
+        try:
+            self.path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise HcsError(f"{self.path(path)}: cannot be deleted: {error.strerror}") from None
+
+    def sweep(self, folder: str) -> None:
+        for left in self.path(folder).rglob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):  # gone, or not ours to delete
+                if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                    left.unlink()
 
     def child(self, folder: str) -> LocalStorage:
         return LocalStorage(self.path(folder))
@@ -251,27 +269,37 @@ class S3Storage:
         except BotoCoreError as error:
             raise HcsError(f"{self.url}/{path}: {operation} failed: {error}") from None
 
-    def _body(self, path: str, response: Any) -> bytes:
-        if response is None:
-            raise InputError(f"{self.url}/{path}: no such object")
+    def _get(self, path: str, **arguments: Any) -> tuple[bytes, str] | None:
+        """A body and its version; one that breaks off is asked for again (boto3 retries only the request)."""
         from botocore.exceptions import BotoCoreError
 
-        try:
-            return bytes(response["Body"].read())
-        except BotoCoreError as error:
-            raise HcsError(f"{self.url}/{path}: reading broke off: {error}") from None
+        for tried in range(_READ_TRIES):
+            response = self._call("get_object", path, **arguments)
+            if response is None:
+                return None
+            try:
+                return bytes(response["Body"].read()), str(response["ETag"])
+            except BotoCoreError as error:
+                broken = str(error)
+                time.sleep(0.5 * 2**tried)
+        raise HcsError(f"{self.url}/{path}: reading broke off {_READ_TRIES} times: {broken}")
+
+    def _body(self, path: str, **arguments: Any) -> bytes:
+        found = self._get(path, **arguments)
+        if found is None:
+            raise InputError(f"{self.url}/{path}: no such object")
+        return found[0]
 
     def read(self, path: str) -> bytes:
-        return self._body(path, self._call("get_object", path))
+        return self._body(path)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         if size == 0:
             return b""
-        return self._body(path, self._call("get_object", path, Range=f"bytes={offset}-{offset + size - 1}"))
+        return self._body(path, Range=f"bytes={offset}-{offset + size - 1}")
 
     def read_versioned(self, path: str) -> tuple[bytes, str] | None:
-        response = self._call("get_object", path)
-        return None if response is None else (self._body(path, response), str(response["ETag"]))
+        return self._get(path)
 
     def size(self, path: str) -> int | None:
         response = self._call("head_object", path)
@@ -302,6 +330,9 @@ class S3Storage:
 
     def delete(self, path: str) -> None:
         self._call("delete_object", path)
+
+    def sweep(self, folder: str) -> None:
+        """Nothing: a put is whole or absent."""
 
     def child(self, folder: str) -> S3Storage:
         return S3Storage(f"s3://{self.bucket}/{self._key(folder)}")
@@ -335,9 +366,3 @@ def preflight(storage: Storage) -> None:
     finally:
         with contextlib.suppress(HcsError, OSError):
             storage.delete(probe)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

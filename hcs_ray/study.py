@@ -69,35 +69,45 @@ class Study:
             stage, "main" if stage == "shard" else self.name, spec.folder.format(name=self.name), spec.flat
         )
 
-    def claim(self, stage: str, raw_inputs: Mapping[str, str] | None = None) -> Claim:
+    def claim(
+        self,
+        stage: str,
+        raw_inputs: Mapping[str, str] | None = None,
+        known: dict[str, StageRecord] | None = None,
+    ) -> Claim:
         """What the result of a stage follows from now; `InputError` where a stage before is not complete.
 
-        ``raw_inputs`` names what does not come from another stage: the raw tables and images of a screen.
+        ``raw_inputs`` names what does not come from another stage: the raw tables and images of a screen;
+        ``known`` holds records that were found sound a moment ago.
         """
-        spec = STAGES[stage]
+        spec, known = STAGES[stage], {} if known is None else known
         inputs = dict(raw_inputs or {})
         for before in spec.inputs:
-            self.require(before)
+            self.require(before, known)
             inputs[self.place(before).record] = record_digest(self.storage, self.place(before)) or ""
         return Claim(inputs=inputs, config=stage_config(self.config, spec.sections))
 
-    def require(self, stage: str) -> StageRecord:
+    def require(self, stage: str, known: dict[str, StageRecord] | None = None) -> StageRecord:
         """The record of a stage that is complete and up to date, or one line that says what to run."""
+        known = {} if known is None else known
+        if stage in known:
+            return known[stage]
         place = self.place(stage)
         record = read_record(self.storage, place)
         if record is None:
             raise InputError(
                 f"{self.storage.url}: {stage} {place.name} is not complete; run hcs-ray {stage} first"
             )
-        if missing := record.missing(self.storage):
+        if missing := record.missing(self.storage, place):
             raise InputError(
                 f"{self.storage.url}/{missing[0]} is missing or has another size; run hcs-ray {stage} again"
             )
         raw = {path: digest for path, digest in record.inputs.items() if not path.endswith("_stage.json")}
-        if changes := self.claim(stage, raw).changes_since(record.claim):
+        if changes := self.claim(stage, raw, known).changes_since(record.claim):
             raise InputError(
                 f"{stage} {place.name} is {stale_message(place, changes)} (hcs-ray {stage} --force)"
             )
+        known[stage] = record
         return record
 
     def is_complete(self, stage: str, claim: Claim) -> bool:
@@ -164,7 +174,7 @@ def open_study(target: str, name: str = "main", overrides: Sequence[str] = ()) -
             f"{source}: no such file; STUDY is a YAML file, or a folder or s3:// prefix with {STUDY_FILE}"
         )
     config = parse_study(_text(found[0], source), source, overrides)
-    return Study(open_storage(config.root) if config.root else storage, config, name)
+    return Study(_rooted(config.root, target, source) if config.root else storage, config, name)
 
 
 def _from_file(file: Path, name: str, overrides: Sequence[str]) -> Study:
@@ -173,8 +183,17 @@ def _from_file(file: Path, name: str, overrides: Sequence[str]) -> Study:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     config = parse_study(_text(data, str(file)), str(file), overrides)
-    root = config.root or "."
-    return Study(open_storage(root if "://" in root else str(file.parent / root)), config, name)
+    return Study(_rooted(config.root or ".", str(file.parent), str(file)), config, name)
+
+
+def _rooted(root: str, folder: str, source: str) -> Storage:
+    """The storage of a ``root``, which is relative to the folder of its file."""
+    if "://" in root:
+        return open_storage(root)
+    path = Path(root).expanduser()
+    if "://" in folder and not path.is_absolute():
+        raise InputError(f"{source}: root {root!r} is a relative path; beside an s3:// study write s3://...")
+    return open_storage(str(path if "://" in folder else Path(folder).expanduser() / path))
 
 
 def checked_name(name: str) -> str:

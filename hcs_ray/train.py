@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.model.network import CHECKPOINT_FILE, CHECKPOINT_KEY, SCORE, MoaNetwork, ModelSpec
 from hcs_ray.model.tracking import Tracking
-from hcs_ray.session import cause_of, ensure_session, hush
+from hcs_ray.session import cause_of, ensure_session, hush, plainly, require_capacity
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study
 from hcs_ray.tables import read_index, read_split
@@ -50,8 +51,8 @@ def train(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     claim = study.claim("train")
     if not force and study.is_complete("train", claim):
         return _headline(read_metrics(study))
+    job = prepare(study, f"{study.place('train').folder}/{_RAY_FOLDER}")
     with study.writing("train", claim, force) as writer:
-        job = prepare(study, writer.path(_RAY_FOLDER))
         checkpoint = fit(job, progress)
         state = load_checkpoint(checkpoint)
         history = pd.DataFrame(json.loads(state["history"]))
@@ -117,6 +118,9 @@ def fit(job: TrainJob, progress: Progress | None = None, callbacks: list[Any] | 
     ensure_session()
     hush("ray.train")
     config = job.study.config.train
+    gpus = config.workers if config.use_gpu else 0
+    require_capacity(f"train.workers {config.workers}", config.workers * config.cpus_per_worker, gpus)
+    _drop_cut_snapshot(job)
     filesystem, root = job.study.storage.arrow()
     parent, _, name = job.folder.rpartition("/")
     trainer = ray.train.torch.TorchTrainer(
@@ -144,9 +148,22 @@ def fit(job: TrainJob, progress: Progress | None = None, callbacks: list[Any] | 
     return checkpoint
 
 
+def _drop_cut_snapshot(job: TrainJob) -> None:
+    """Ray Train writes its list of checkpoints in place; where a kill has cut it, training begins again."""
+    path = f"{job.folder}/checkpoint_manager_snapshot.json"
+    found = job.study.storage.read_versioned(path)
+    try:
+        json.loads(found[0] if found else b"{}")
+    except ValueError:
+        message = "%s was cut by a kill; training begins again"
+        logging.getLogger("hcs_ray").warning(message, f"{job.study.storage.url}/{path}")
+        job.study.storage.delete(path)
+
+
 def _run(trainer: Any) -> Any:
     try:
-        result = trainer.fit()
+        with plainly("training"):
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _readable(error) from None
     if result.error is not None:

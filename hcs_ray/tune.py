@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import ray.tune
@@ -19,7 +19,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from hcs_ray.config import SearchSpace, StudyConfig, SweepConfig, parse_sweep, with_values
 from hcs_ray.contracts import HcsError, InputError, Progress
-from hcs_ray.session import ensure_session, hush
+from hcs_ray.session import ensure_session, hush, require_capacity
 from hcs_ray.stage import Claim, read_record
 from hcs_ray.study import Study
 from hcs_ray.train import fit, prepare
@@ -74,6 +74,12 @@ def _sweep(study: Study, sweep: SweepConfig, progress: Progress) -> pd.DataFrame
     ensure_session(dashboard=True)
     hush("ray.tune")
     hush("ray.train")
+    train = with_values(study.config, sweep.fixed, "sweep").train
+    require_capacity(
+        f"train.workers {train.workers} of one trial",
+        train.workers * train.cpus_per_worker + _DRIVER_CPUS * sweep.concurrent_trials,
+        train.workers if train.use_gpu else 0,
+    )
     filesystem, root = study.storage.arrow()
     folder = f"{root}/{study.place('tune').folder}"
     trainable = ray.tune.with_resources(_trainable(study, sweep), {"CPU": _DRIVER_CPUS})
@@ -92,9 +98,10 @@ def _sweep(study: Study, sweep: SweepConfig, progress: Progress) -> pd.DataFrame
             tune_config=_tune_config(study, sweep),
             run_config=ray.tune.RunConfig(
                 name=_RAY_FOLDER, storage_path=folder, storage_filesystem=filesystem, verbose=0,
-                callbacks=[_Count(progress, sweep.trials)],
+                callbacks=[_Count(sweep.trials)],
             ),
         )  # fmt: skip
+    _Count.show = progress
     progress(0, sweep.trials)
     return _leaderboard(tuner.fit(), sweep)
 
@@ -138,19 +145,23 @@ def _tune_config(study: Study, sweep: SweepConfig) -> Any:
 
 
 class _Count(ray.tune.Callback):
-    """Counts ended trials, in the driver."""
+    """Counts ended trials, in the driver.
 
-    def __init__(self, progress: Progress, trials: int) -> None:
-        self._progress, self._trials, self._ended = progress, trials, 0
+    Tune pickles its callbacks with its state and unpickles them on resumption, so the terminal's bar is no
+    part of them.
+    """
+
+    show: ClassVar[Progress | None] = None
+
+    def __init__(self, trials: int) -> None:
+        self._trials, self._ended = trials, 0
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         self._ended += 1
-        self._progress(self._ended, max(self._trials, self._ended))
+        if _Count.show is not None:
+            _Count.show(self._ended, max(self._trials, self._ended))
 
     on_trial_error = on_trial_complete
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks with its state; a terminal's bar does not travel
 
 
 def _leaderboard(results: Any, sweep: SweepConfig) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def test_a_written_configuration_is_read_back() -> None:
 
 def test_what_only_says_where_to_run_makes_nothing_stale() -> None:
     before = StudyConfig()
-    elsewhere = with_values(before, {"train.workers": 8, "train.use_gpu": True, "embed.threads": 9}, "test")
+    elsewhere = with_values(before, {"train.threads": 8, "train.use_gpu": True, "embed.threads": 9}, "test")
     other = with_values(before, {"train.lr": 0.5}, "test")
     assert stage_config(before, ("train", "embed")) == stage_config(elsewhere, ("train", "embed"))
     assert stage_config(before, ("train",)) != stage_config(other, ("train",))

@@ -72,6 +72,25 @@ def test_a_small_moa_keeps_what_it_can(compounds: int, sides: set[str]) -> None:
     assert set(own[c.SIDE]) == sides
 
 
+def test_a_compound_of_two_moas_has_one_side_and_both_moas_train() -> None:
+    table = wells([3, 3], unlabelled=0)
+    both = (table[c.COMPOUND] == "m1c0") & (table[c.PLATE] == "P0")
+    table.loc[both, c.COMPOUND] = "m0c1"  # now of MoA 0 and MoA 1
+    for seed in range(30):
+        split = divide(table, SplitConfig(seed=seed)).merge(table, on=[c.COMPOUND, c.PLATE, c.WELL])
+        treated = split[split[c.PERT_TYPE] == c.TREATED]
+        assert (treated.groupby(c.COMPOUND)[c.SIDE].nunique() == 1).all()
+        assert set(treated.loc[treated[c.SIDE] == c.TRAIN, c.MOA]) == {"MoA 0", "MoA 1"}
+
+
+@pytest.mark.parametrize("fractions", [(0.9, 0.05), (0.05, 0.9), (0.4, 0.5), (0.01, 0.01)])
+def test_any_fractions_leave_something_to_train_on(fractions: tuple[float, float]) -> None:
+    config = SplitConfig(test_fraction=fractions[0], validation_fraction=fractions[1])
+    for compounds in range(1, 9):
+        sides = divide(wells([compounds], unlabelled=0), config).groupby(c.COMPOUND)[c.SIDE].first()
+        assert c.TRAIN in set(sides.drop("DMSO"))
+
+
 def test_another_seed_divides_otherwise() -> None:
     table = wells([6, 6, 6])
     assert not divide(table, SplitConfig(seed=0)).equals(divide(table, SplitConfig(seed=1)))

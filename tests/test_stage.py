@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -165,8 +166,73 @@ def test_a_lease_that_ran_out_elsewhere_is_taken_over_and_the_loser_does_not_fin
 
 def test_an_expired_lease_of_another_machine_is_taken_over(storage: LocalStorage) -> None:
     holder = {"token": "t", "user": "u", "host": "elsewhere", "boot": "b", "pid": 1, "process_started": 0.0}
-    storage.write(PLACE.lease, json.dumps({**holder, "expires": time.time() + 60}).encode())
-    with pytest.raises(HcsError, match="u@elsewhere"):
-        write(storage)
     storage.write(PLACE.lease, json.dumps({**holder, "expires": time.time() - 1}).encode())
     write(storage)
+    storage.write(PLACE.lease, json.dumps({**holder, "expires": time.time() + 2}).encode())
+    write(storage)  # waits until it has run out, since nobody renews it
+
+
+def test_a_lease_that_another_machine_renews_is_left_to_it(storage: LocalStorage) -> None:
+    def renewed(seconds: float) -> bytes:
+        holder = {"token": "t", "user": "u", "host": "elsewhere", "boot": "b", "pid": 1, "process_started": 0}
+        return json.dumps({**holder, "expires": time.time() + seconds}).encode()
+
+    storage.write(PLACE.lease, renewed(60))
+    timer = threading.Timer(0.5, storage.write, (PLACE.lease, renewed(61)))
+    timer.start()
+    with pytest.raises(HcsError, match="u@elsewhere"):
+        write(storage)
+    timer.join()
+    assert storage.size("embeddings/main/x.bin") is None
+
+
+def test_forcing_one_name_leaves_names_that_begin_like_it(storage: LocalStorage) -> None:
+    places = [Place("map", name, "maps", flat=True) for name in ("main", "main_2", "main.v2")]
+    for place in places:
+        with writing_stage(storage, place, CLAIM, study_config="") as writer:
+            writer.write(f"{place.name}.parquet", place.name.encode())
+    with writing_stage(storage, places[0], CLAIM, study_config="", force=True) as writer:
+        writer.write("main.parquet", b"again")
+    for place in places[1:]:
+        assert storage.read(f"maps/{place.name}.parquet") == place.name.encode()
+        assert read_record(storage, place) is not None
+
+
+@pytest.mark.parametrize("deletions", range(7))
+def test_outputs_of_another_claim_are_never_gone_on_with(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    """However far a forced run came with deleting before it was killed."""
+    with writing_stage(storage, PLACE, CLAIM, study_config="") as writer:
+        for number in range(4):
+            writer.write(f"{number}.bin", b"old")
+    other = Claim(inputs=CLAIM.inputs, config={"embed": {"batch": 9}})
+    deleted: list[str] = []
+    delete = LocalStorage.delete
+
+    def killed(self: LocalStorage, path: str) -> None:
+        if len(deleted) == deletions and path != PLACE.lease:
+            raise KeyboardInterrupt
+        deleted.append(path)
+        delete(self, path)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, RuntimeError)):
+        patch.setattr(LocalStorage, "delete", killed)
+        with writing_stage(storage, PLACE, other, study_config="", force=True):
+            raise RuntimeError("killed")
+    old = [path for path in storage.sizes() if path.endswith(".bin")]
+    if not old:
+        return
+    for claim in (CLAIM, other) if read_record(storage, PLACE) is None else (other,):
+        with pytest.raises(StaleStageError), writing_stage(storage, PLACE, claim, study_config=""):
+            pass
+
+
+def test_what_killed_writers_left_long_ago_is_swept(storage: LocalStorage) -> None:
+    write(storage)
+    old, young = (Path(storage.url, "embeddings/main", f".hcs-tmp-{name}") for name in ("old", "young"))
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    write(storage, force=True)
+    assert (old.exists(), young.exists()) == (False, True)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,8 @@ def fresh(reference: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(s3: str) -> Iterator[str]:
-    """The address of a Ray cluster whose workers know the S3 store."""
+    """The address of a Ray cluster whose workers know the S3 store; it takes those who know its token."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     context: Any = ray.init(
         address="local",
         num_cpus=2,
@@ -71,6 +73,7 @@ def cluster(s3: str) -> Iterator[str]:
     )
     yield context.address_info["gcs_address"]
     ray.shutdown()
+    del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
 
 
 def assert_equal_results(one: Storage, other: Storage) -> None:
@@ -100,7 +103,7 @@ def test_every_stage_says_what_it_did_and_leaves_a_record(reference: Path) -> No
         assert stage in said
         record = study.require(stage)
         assert record.outputs
-        assert not record.missing(study.storage)
+        assert not record.missing(study.storage, study.place(stage))
     assert "NSCB, held-out compounds" in said
     assert "index.html" in said
     assert "Traceback" not in said
@@ -234,6 +237,26 @@ def test_a_truncated_image_is_named_and_the_run_goes_on_once_it_is_whole(fresh: 
     assert "raw images changed" in stale
     done = hcs_ray("run", fresh, "--to", "split", "--force", RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_lost_tar_and_a_damaged_chunk_are_made_again(reference: Path, study: Path, cluster: str) -> None:
+    tar = sorted((study / "shards").glob("*.tar"))[2]
+    chunks = sorted((study / "embeddings/main").glob("*.parquet"))
+    tar.unlink()
+    assert f"{tar.name} is missing or has another size; run hcs-ray shard again" in refused("split", study)
+    damaged = bytearray(chunks[1].read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    chunks[1].write_bytes(damaged)
+    chunks[0].unlink()
+    done = hcs_ray("run", study, RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    assert_equal_results(LocalStorage(reference), LocalStorage(study))
+
+
+def test_more_than_the_machine_has_is_one_line(study: Path) -> None:
+    workers = f"train.workers={10 * (os.cpu_count() or 1)}"
+    message = refused("train", study, "--force", "--set", workers, "--set", "train.cpus_per_worker=1")
+    assert "CPU; Ray has" in message
 
 
 def test_a_missing_image_is_named(fresh: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -69,10 +70,16 @@ class _Batches(pl.LightningDataModule):
 class _EpochEnd(pl.Callback):
     """Keeps the history and the best weights, in every checkpoint, and reports each epoch."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, seed: int) -> None:
         self._report = report
+        self._seed = seed
         self._history: list[dict[str, float]] = []
         self._best: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Dropout follows from (seed, epoch, rank), so that a resumed run draws what an undisturbed one would.
+        seed = np.random.SeedSequence([self._seed, trainer.current_epoch, trainer.global_rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, MoaModule)
@@ -115,7 +122,7 @@ def fit(run: Run, rank: Rank, prepare: Callable[[pl.Trainer], pl.Trainer], resum
                 strategy=rank.strategy,
                 plugins=[rank.environment],
                 precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-                callbacks=[_EpochEnd(rank.report)],
+                callbacks=[_EpochEnd(rank.report, config.seed)],
                 reload_dataloaders_every_n_epochs=1,
                 use_distributed_sampler=False,
                 num_sanity_val_steps=0,

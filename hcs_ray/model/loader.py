@@ -1,8 +1,9 @@
 """What the network is fed with: one global list of fields an epoch, shared out among the ranks.
 
 The list follows from (seed, epoch) alone. It is cut into global batches, and each of those is shared out
-in parts that differ by at most one field, so every rank makes the same steps and a run does not depend on
-the number of workers but for rounding. Fields are read, checked and decoded by threads.
+in parts that differ by at most one field, so every rank makes the same steps. What a run sees does not depend
+on the number of workers; what it learns does a little, since batch normalisation takes each rank's own share.
+Fields are read, checked and decoded by threads.
 """
 
 from __future__ import annotations

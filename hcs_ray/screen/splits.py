@@ -25,10 +25,11 @@ def split(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     """Write ``splits/NAME.parquet``, one row a well."""
     claim = study.claim("split")
     if force or not study.is_complete("split", claim):
-        index = read_index(study, [c.COMPOUND, c.PLATE, c.WELL, c.MOA, c.PERT_TYPE])
         progress(0, 1)
+        index = read_index(study, [c.COMPOUND, c.PLATE, c.WELL, c.MOA, c.PERT_TYPE])
+        table = divide(index.drop_duplicates(), study.config.split)
         with study.writing("split", claim, force) as writer:
-            writer.write_table(f"{study.name}.parquet", divide(index.drop_duplicates(), study.config.split))
+            writer.write_table(f"{study.name}.parquet", table)
         progress(1, 1)
     return report(read_split(study))
 
@@ -92,17 +93,20 @@ def _deal(
         given = {name: _side_of_fold(folds[name], config) for name in compounds}
     else:
         given = dict(zip(compounds, _holdout_sides(len(compounds), config), strict=True))
+    given |= {name: sides[name] for name in compounds if name in sides}
     if c.TRAIN not in given.values():
-        spare = [name for name, side in given.items() if side == c.VALIDATION] or [compounds[0]]
+        free = [name for name in compounds if name not in sides]
+        spare = [name for name in free if given[name] == c.VALIDATION] or free[:1]
         given |= dict.fromkeys(spare, c.TRAIN)
-    for name, side in given.items():
-        sides.setdefault(name, side)
+    sides |= given
 
 
 def _holdout_sides(number: int, config: SplitConfig) -> list[str]:
     """One compound trains; of two, the second is tested; of three and more, some validate."""
-    tested = max(1, round(number * config.test_fraction)) if number >= 2 else 0
+    tested = min(max(1, round(number * config.test_fraction)), number - 1) if number >= 2 else 0
     validating = max(1, round(number * config.validation_fraction)) if number >= 3 else 0
+    tested = max(1, min(tested, number - 1 - validating)) if number >= 3 else tested
+    validating = min(validating, number - 1 - tested)
     trained = number - tested - validating
     return [c.TRAIN] * trained + [c.TEST] * tested + [c.VALIDATION] * validating
 

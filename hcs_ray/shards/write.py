@@ -73,13 +73,9 @@ def _write_plates(screen: Screen, study: Study, progress: Progress) -> None:
         )
         for plate, rows in screen.fields.groupby(c.PLATE)
     ]
-    done = 0
-    open_jobs = []
-    for job in jobs:
-        if study.storage.size(_part_path(job.plate)) is None:
-            open_jobs.append(job)
-        else:
-            done += len(job.fields)
+    sizes = study.storage.sizes("shards")
+    open_jobs = [job for job in jobs if not _is_whole(job, sizes)]
+    done = len(screen.fields) - sum(len(job.fields) for job in open_jobs)
     progress(done, len(screen.fields))
     if not open_jobs:
         return
@@ -232,6 +228,17 @@ def _write_illumination(job: PlateJob, estimate: IlluminationEstimate) -> dict[s
         files.append({"path": path, "size": len(buffer.getvalue()), "sha256": digest})
     low, high = estimate.percentiles()
     return {"illumination": files, "low": low.tolist(), "high": high.tolist()}
+
+
+def _is_whole(job: PlateJob, sizes: Mapping[str, int]) -> bool:
+    """Whether a plate's part is there, and every file that it lists, with its size."""
+    if _part_path(job.plate) not in sizes:
+        return False
+    part = pq.read_schema(io.BytesIO(job.study.read(_part_path(job.plate))))
+    plate = json.loads(part.metadata[b"plate"])
+    files = {tar["shard"]: tar["size"] for tar in plate["tars"]}
+    files |= {file["path"]: file["size"] for file in plate["illumination"]}
+    return all(sizes.get(f"shards/{path}") == size for path, size in files.items())
 
 
 def _part_path(plate: str) -> str:
