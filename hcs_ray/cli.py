@@ -151,6 +151,9 @@ def tune(
     force: Force = False,
 ) -> None:
     """Sweep hyperparameters over train with Ray Tune and write a leaderboard."""
+    from hcs_ray.session import prepare_environment
+
+    prepare_environment()
     from hcs_ray.tune import tune as run_tune
 
     opened = _open(study, name, overrides)
@@ -252,6 +255,9 @@ def _run_stages(study: Study, stages: list[str], force: bool) -> None:
 
 
 def _run_stage(study: Study, stage: str, force: bool) -> dict[str, Any]:
+    from hcs_ray.session import prepare_environment
+
+    prepare_environment()
     module, function, unit = _RUNNERS[stage]
     with _bar(stage, unit) as progress:
         runner: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,14 +37,28 @@ _QUIET = {
 }
 
 
+def prepare_environment() -> None:
+    """Set what Ray reads when it is first imported; call it before that. What the user has set stays.
+
+    A session of this machine gets a token of its own, since Ray listens on every interface.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" in os.environ:
+        return
+    if not os.environ.get("HCS_RAY_DEBUG"):
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 def ensure_session(*, dashboard: bool = False) -> None:
     """Join or start Ray, once a process.
 
     A sweep needs the ``dashboard``: Ray Train frees the workers of a trial that was stopped early only where
     it can ask the dashboard's state API who is alive.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     import ray
 
     if ray.is_initialized():
@@ -52,10 +67,6 @@ def ensure_session(*, dashboard: bool = False) -> None:
     if address:
         ray.init(address=address, log_to_driver=False)
         return
-    if not os.environ.get("HCS_RAY_DEBUG"):
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if "RAY_AUTH_MODE" not in os.environ:  # Ray listens on every interface; a token keeps strangers out
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     folder = _session_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with _quiet_start():

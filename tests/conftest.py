@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before anything imports Ray: every session of the tests, which listens on all interfaces, wants this token.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECRETS = {"AWS_ACCESS_KEY_ID": "hcs-tests", "AWS_SECRET_ACCESS_KEY": "a secret of the tests"}
