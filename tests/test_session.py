@@ -66,11 +66,14 @@ def test_a_wrapped_error_of_ours_is_found() -> None:
     assert cause_of(other) is other
 
 
-def test_a_stranger_without_the_token_is_refused() -> None:
-    """A real session, and a second process that knows its address only."""
+def test_a_session_refuses_strangers_and_what_the_machine_cannot_give() -> None:
+    """A real session; the stranger is a second process that knows its address, but not its token."""
     code = (
         "import subprocess, sys, os; from hcs_ray.session import ensure_session\n"
+        "from hcs_ray.session import require_capacity\n"
         "ensure_session()\n"
+        "try: require_capacity('1000 workers', 1000, 0)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
         "import ray\n"
         "address = ray.get_runtime_context().gcs_address\n"
         "stranger = {k: v for k, v in os.environ.items() if not k.startswith('RAY_AUTH')}\n"
@@ -79,4 +82,6 @@ def test_a_stranger_without_the_token_is_refused() -> None:
         "done = subprocess.run([sys.executable, '-c', code], env=stranger, capture_output=True, timeout=60)\n"
         "print('in' if done.returncode == 0 else 'out')"
     )
-    assert said(code).endswith("out")
+    printed = said(code)
+    assert "InputError 1000 workers need 1000 CPU; Ray has" in printed
+    assert printed.endswith("out")
