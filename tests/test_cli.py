@@ -75,7 +75,7 @@ def test_a_screen_without_images_is_named(study: Path) -> None:
 
 
 def test_stages_say_what_comes_first(study: Path) -> None:
-    assert "shard main is not complete; run hcs-ray shard first" in refused("embed", study)
+    assert "shard main is not complete; run hcs-ray shard first" in refused("profile", study)
     assert "--from nothing: it is one of shard" in refused("run", study, "--from", "nothing")
     assert "comes after" in refused("run", study, "--from", "embed", "--to", "split")
     assert "no stage of main is complete" in refused("verify", study)
@@ -105,5 +105,5 @@ def test_the_configuration_is_shown_whole(study: Path) -> None:
 
 
 def test_a_traceback_is_there_for_those_who_ask(study: Path) -> None:
-    done = hcs_ray("embed", study, "--debug")
+    done = hcs_ray("profile", study, "--debug")
     assert "Traceback" in done.stderr

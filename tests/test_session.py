@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.session import cause_of
 
@@ -66,6 +68,7 @@ def test_a_wrapped_error_of_ours_is_found() -> None:
     assert cause_of(other) is other
 
 
+@pytest.mark.soak  # the stranger tries for 20 s
 def test_a_session_refuses_strangers_and_what_the_machine_cannot_give() -> None:
     """A real session; the stranger is a second process that knows its address, but not its token."""
     code = (

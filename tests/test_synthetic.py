@@ -66,7 +66,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_presets_have_the_sizes_that_they_promise() -> None:
     demo, real = plan(SyntheticConfig.preset("demo")), plan(SyntheticConfig.preset("bbbc021"))
     assert (len(demo.plates), demo.config.weeks, len(demo.config.moas)) == (9, 3, 6)
-    assert 400 <= demo.fields <= 440
+    assert 500 <= demo.fields <= 560
     assert demo.config.height_px == demo.config.width_px == 256
     assert (len(real.plates), real.config.weeks, real.fields) == (55, 10, 13_200)
     assert sum(compound.kind == "labelled" for compound in real.compounds) == 38

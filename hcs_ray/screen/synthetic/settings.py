@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class SyntheticConfig(BaseModel):
-    """What to draw. The defaults are the demo; every field of the screen follows from these values.
+    """What to draw. The defaults are nearly the demo; every field of the screen follows from these values.
 
     ``plates_per_week`` and ``compounds_per_moa`` are one number for all, or one for each week or MoA. A
     week's plates are layouts of ``replicates`` plates each; the last layout may have fewer. Of a compound's
@@ -41,7 +41,7 @@ class SyntheticConfig(BaseModel):
         "Microtubule destabilizers",
         "Microtubule stabilizers",
     )
-    compounds_per_moa: Positive | tuple[Positive, ...] = 4
+    compounds_per_moa: Positive | tuple[Positive, ...] = 3
     one_week_moas: tuple[str, ...] = ()  # all compounds in one week, as two classes of BBBC021 are
     doses: Annotated[int, Field(ge=1, le=8)] = 3
     active_doses: Annotated[int, Field(ge=1, le=4)] = 2
@@ -98,7 +98,7 @@ class SyntheticConfig(BaseModel):
 
 
 _PRESETS: dict[Preset, dict[str, object]] = {
-    "demo": {},
+    "demo": {"compounds_per_moa": 4},
     "smallest": {
         "plates_per_week": 2,
         "moas": ("Actin disruptors", "Aurora kinase inhibitors", "Eg5 inhibitors", "Microtubule stabilizers"),
