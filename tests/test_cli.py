@@ -75,7 +75,7 @@ def test_a_screen_without_images_is_named(study: Path) -> None:
 
 
 def test_stages_say_what_comes_first(study: Path) -> None:
-    assert "shard main is not complete; run hcs-ray shard first" in refused("profile", study)
+    assert "shard main is not complete; run hcs-ray shard first" in refused("split", study)
     assert "--from nothing: it is one of shard" in refused("run", study, "--from", "nothing")
     assert "comes after" in refused("run", study, "--from", "embed", "--to", "split")
     assert "no stage of main is complete" in refused("verify", study)
