@@ -145,10 +145,6 @@ class Study:
                 progress(done, total)
         return total
 
-    def with_name(self, name: str) -> Study:
-        """The same study under another run's name."""
-        return Study(self.storage, self.config, checked_name(name))
-
     def downstream(self, stage: str) -> list[str]:
         """The stages of the pipeline that follow from this one, in order."""
         follows = {stage}
