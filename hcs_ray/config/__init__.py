@@ -1,0 +1,71 @@
+"""The typed configuration of a study (``study.yaml``) and of a sweep.
+
+The YAML mirrors these models key for key; an unknown or misspelt key is an error that names the nearest
+valid one. Every section belongs to one stage, and that stage is stale when its section changes, apart
+from the keys in `ExecutionSection.execution`, which say where and how fast it runs, not what comes out.
+"""
+
+from hcs_ray.config.base import ExecutionSection, Section
+from hcs_ray.config.parse import (
+    canonical_digest,
+    parse_study,
+    parse_sweep,
+    stage_config,
+    to_yaml,
+    with_overrides,
+    with_values,
+)
+from hcs_ray.config.screens import (
+    Bbbc021Screen,
+    LoadDataColumns,
+    LoadDataScreen,
+    PositiveControl,
+    PybbbcScreen,
+    ScreenConfig,
+    StorageConfig,
+)
+from hcs_ray.config.stages import (
+    EmbedConfig,
+    MapConfig,
+    ModelConfig,
+    OutliersConfig,
+    ProfileConfig,
+    ReportConfig,
+    ShardsConfig,
+    SplitConfig,
+    TrainConfig,
+)
+from hcs_ray.config.study import StudyConfig
+from hcs_ray.config.sweep import AshaScheduler, SearchSpace, SweepConfig
+
+__all__ = [
+    "AshaScheduler",
+    "Bbbc021Screen",
+    "EmbedConfig",
+    "ExecutionSection",
+    "LoadDataColumns",
+    "LoadDataScreen",
+    "MapConfig",
+    "ModelConfig",
+    "OutliersConfig",
+    "PositiveControl",
+    "ProfileConfig",
+    "PybbbcScreen",
+    "ReportConfig",
+    "ScreenConfig",
+    "SearchSpace",
+    "Section",
+    "ShardsConfig",
+    "SplitConfig",
+    "StorageConfig",
+    "StudyConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "canonical_digest",
+    "parse_study",
+    "parse_sweep",
+    "stage_config",
+    "to_yaml",
+    "with_overrides",
+    "with_values",
+]

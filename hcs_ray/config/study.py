@@ -1,0 +1,39 @@
+"""The whole of ``study.yaml``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hcs_ray.config.base import Section
+from hcs_ray.config.screens import Bbbc021Screen, ScreenConfig, StorageConfig
+from hcs_ray.config.stages import (
+    EmbedConfig,
+    MapConfig,
+    ModelConfig,
+    OutliersConfig,
+    ProfileConfig,
+    ReportConfig,
+    ShardsConfig,
+    SplitConfig,
+    TrainConfig,
+)
+
+
+class StudyConfig(Section):
+    """A whole study."""
+
+    version: Literal[1] = 1
+    root: str | None = Field(None, description="where the study lies; none: the folder of this file")
+    storage: StorageConfig = StorageConfig()
+    screen: ScreenConfig = Bbbc021Screen()
+    shards: ShardsConfig = ShardsConfig()
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    embed: EmbedConfig = EmbedConfig()
+    profile: ProfileConfig = ProfileConfig()
+    map: MapConfig = MapConfig()
+    outliers: OutliersConfig = OutliersConfig()
+    report: ReportConfig = ReportConfig()
