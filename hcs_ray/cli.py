@@ -6,9 +6,8 @@ import importlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -100,19 +99,51 @@ def run(
 @app.command("generate", epilog="Example: hcs-ray generate my-study/raw --set artefact_rate=0.1")
 def generate_command(
     folder: Annotated[str, typer.Argument(help="Where the raw screen goes, as in my-study/raw.")],
-    size: Annotated[str, typer.Option(help="demo, smallest, or bbbc021 (55 plates of 60 wells).")] = "demo",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="demo, smallest, bbbc021 (55 plates of 60 wells), or cellpainting (5 channels, 384 wells)."
+        ),
+    ] = "demo",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Draw a raw screen in BBBC021's layout, with its truth in truth.parquet."""
+    """Draw a raw screen, its truth in truth.parquet; print the section of a study.yaml that reads it."""
     from pathlib import Path
 
-    from hcs_ray.screen.synthetic import SyntheticConfig, generate
+    import yaml
+
+    from hcs_ray.screen.synthetic import SyntheticConfig, generate, screen_section
 
     config = _synthetic(SyntheticConfig, size, seed, overrides or [])
     with _bar("generate", "fields") as progress:
         generate(config, Path(folder), progress=progress)
-    _say(f"Raw screen in {folder}. Next: write a study.yaml beside it and run hcs-ray shard.")
+    _say(f"Raw screen in {folder}. Next: write a study.yaml beside it with these lines; run hcs-ray shard.")
+    section = screen_section(config, Path(folder).name)
+    typer.echo(yaml.safe_dump({"screen": section}, sort_keys=False), nl=False)
+
+
+@app.command(epilog="Example: hcs-ray download my-study/raw --plates Week1_22123,Week1_22141")
+def download(
+    folder: Annotated[str, typer.Argument(help="A local folder for zips and tables, as in my-study/raw.")],
+    plates: Annotated[
+        list[str] | None, typer.Option(help="Only these, with commas between or one option each.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="Where they lie; by default at the Broad.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Files at a time.")] = 4,
+    check: Annotated[bool, typer.Option("--check", help="Read what was checked before once more.")] = False,
+) -> None:
+    """Fetch BBBC021 (55 zips, 3 tables), check every byte, and go on where it was stopped."""
+    from hcs_ray.screen.download import ADDRESS, Request, farewell
+    from hcs_ray.screen.download import download as fetch
+
+    request = Request(folder, tuple(plates or ()), address or ADDRESS, jobs, check)
+    outcome = fetch(request, _bar, _say)
+    _say(farewell(folder, outcome))
+    if outcome.failed:
+        raise HcsError(f"{len(outcome.failed)} files could not be fetched; {outcome.failed[0]}")
 
 
 def _stage_command(stage: str, help_text: str) -> None:
@@ -163,13 +194,48 @@ def tune(
     _say(f"Leaderboard: {opened.storage.url}/{opened.place('tune').folder}/leaderboard.parquet")
 
 
-@app.command(epilog="Example: hcs-ray verify hcs-demo")
-def verify(study: Target, name: Name = "main", overrides: Overrides = None) -> None:
-    """Read every output of every complete stage and compare it with its hash."""
+@app.command(epilog="Example: hcs-ray verify hcs-demo --repair")
+def verify(
+    study: Target,
+    name: Name = "main",
+    overrides: Overrides = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged or missing shards again from the raw images.")
+    ] = False,
+) -> None:
+    """Read every output of every complete stage; name what is damaged, missing or surplus."""
+    from hcs_ray.verify import verify as read_all
+
     opened = _open(study, name, overrides)
     with _bar("verify", "files") as progress:
-        checked = opened.verify(progress)
+        checked, flaws = read_all(opened, progress)
+    for flaw in flaws:
+        typer.echo(str(flaw))
+    shards = {flaw.path for flaw in flaws if flaw.stage == "shard" and flaw.mendable}
+    if repair and shards:
+        _repair(opened, shards)
+        with _bar("verify", "files") as progress:
+            checked, flaws = read_all(opened, progress)
+    if flaws:
+        raise HcsError(_what_to_do({flaw.stage for flaw in flaws if flaw.mendable}, len(flaws)))
     _say(f"  {checked} files are as they were written")
+
+
+def _repair(study: Study, paths: set[str]) -> None:
+    from hcs_ray.session import prepare_environment
+
+    prepare_environment()
+    from hcs_ray.shards.repair import repair_shards
+
+    with _bar("repair", "fields") as progress:
+        repair_shards(study, paths, progress)
+
+
+def _what_to_do(stages: set[str], flaws: int) -> str:
+    found = f"{flaws} {'flaw' if flaws == 1 else 'flaws'} found"
+    others = [f"hcs-ray {stage} --force" for stage in _RUNNERS if stage in stages - {"shard"}]
+    shards = ["hcs-ray verify --repair"] if "shard" in stages else []
+    return f"{found}; make them again with {', then '.join([*shards, *others])}" if shards + others else found
 
 
 config_app = typer.Typer(no_args_is_help=True, help="Show the configuration or its schema.")
@@ -230,8 +296,8 @@ def _open(target: str, name: str, overrides: list[str] | None) -> Study:
 def _synthetic(model: Any, size: str, seed: int, overrides: list[str]) -> Any:
     from hcs_ray.config import with_overrides
 
-    if size not in ("demo", "smallest", "bbbc021"):
-        raise InputError(f"--size {size}: it is demo, smallest or bbbc021")
+    if size not in ("demo", "smallest", "bbbc021", "cellpainting"):
+        raise InputError(f"--size {size}: it is demo, smallest, bbbc021 or cellpainting")
     return with_overrides(model.preset(size, seed=seed), overrides, f"--size {size}")
 
 
@@ -287,37 +353,10 @@ def _words(value: Any) -> str:
     return f"{value['text']}{chance}"
 
 
-@contextmanager
-def _bar(stage: str, unit: str) -> Iterator[Progress]:
-    """A progress bar on standard error; where that is no terminal, a line at the start and the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+def _bar(stage: str, unit: str) -> AbstractContextManager[Progress]:
+    from hcs_ray.progress import progress_bar
 
-    console = Console(stderr=True, highlight=False)
-    started = time.monotonic()
-    seen: list[int] = []
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-    )
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(stage, total=None)
-
-        def update(done: int, total: int) -> None:
-            if not seen and done == total:
-                return  # nothing is left to do
-            if not seen and not console.is_terminal:
-                console.print(f"{stage:<9} {total} {unit} ...")
-            seen.append(done)
-            bars.update(task, completed=done, total=total)
-
-        yield update
-    state = f"{time.monotonic() - started:.1f} s" if seen else "complete"
-    console.print(f"{stage:<9} {state}")
+    return progress_bar(stage, unit)
 
 
 def _say(text: str) -> None:

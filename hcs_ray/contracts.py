@@ -6,7 +6,9 @@ pycytominer and the Cell Painting Gallery (``Metadata_*``). This module imports 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Final
 
@@ -38,6 +40,8 @@ SHARD: Final = "shard"  # the tar's name, relative to shards/
 OFFSET: Final = "offset"  # first data byte of the image member in the tar
 SIZE: Final = "size"  # bytes of the image member
 SHA256: Final = "sha256"  # of the image member's bytes
+SAMPLE_SHA256: Final = "sample_sha256"  # of the JSON member's bytes
+METADATA_PREFIX: Final = "Metadata_"
 QC_PREFIX: Final = "QC_"  # QC_<Measure>_<Channel>, QC_Flag_<Name>
 
 # --- Columns of a split ------------------------------------------------------------------------------
@@ -54,8 +58,8 @@ EMBEDDING: Final = "embedding"  # fixed-size list of float32
 PROBABILITY_PREFIX: Final = "Probability_"  # Probability_<MoA>, sums to 1 over the classes of the checkpoint
 
 # --- File formats: a reader takes its own major version, an older one it names in one line -------------
-STAGE_FORMAT: Final = 1
-MANIFEST_FORMAT: Final = 1
+STAGE_FORMAT: Final = 2
+MANIFEST_FORMAT: Final = 2
 TRUTH_FORMAT: Final = 1
 
 
@@ -71,9 +75,31 @@ class InputError(HcsError):
     exit_code = 2
 
 
+# An underscore is escaped only where what follows could be read as an escape.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]|_(?=x)|^-")
+_LONGEST_NAME = 120
+
+
+def safe_name(name: str) -> str:
+    """A name for keys, files and objects: ASCII letters, digits, ``_`` and ``-``, another one for each name.
+
+    What is not of these becomes ``_x<code point>_`` ("Plate 1" -> ``Plate_x20_1``), so most names stay as
+    they are; one that grows too long for a file's name ends in its SHA-256 instead.
+    """
+    safe = _UNSAFE.sub(lambda match: f"_x{ord(match.group()):x}_", name)
+    if len(safe) <= _LONGEST_NAME:
+        return safe
+    return f"{safe[: _LONGEST_NAME - 67]}_x_{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 def field_key(plate: str, well: str, site: int) -> str:
     """The key of a field: ``Week1_22123_B02_s1``."""
-    return f"{plate}_{well}_s{site}"
+    return f"{safe_name(plate)}_{well}_s{site}"
+
+
+def metadata_columns(names: Iterable[object]) -> list[str]:
+    """Those of some column names that hold metadata, in their order."""
+    return [str(name) for name in names if str(name).startswith(METADATA_PREFIX)]
 
 
 def format_concentration(concentration_um: Decimal) -> str:

@@ -155,7 +155,7 @@ class _Embedder:
     def _table(
         self, fields: pd.DataFrame, embeddings: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]
     ) -> pa.Table:
-        table = pa.Table.from_pandas(fields[[c.KEY, *c.FIELD_COLUMNS]], preserve_index=False)
+        table = pa.Table.from_pandas(fields[[c.KEY, *c.metadata_columns(fields)]], preserve_index=False)
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
         table = table.append_column(c.EMBEDDING, vectors)
         for number, name in enumerate(self._spec.classes):

@@ -16,11 +16,12 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hcs_ray.contracts import STAGE_FORMAT, HcsError, InputError
@@ -34,12 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage writes: a folder of its own, or (``flat``) files of its name in a shared folder."""
+    """Where a stage writes: a folder of its own, or (``flat``) files of its name in a shared folder.
+
+    A stage that ``grows`` writes each input's part by itself, and knows which parts are whole: added inputs
+    do not make it stale, and changed ones let ``force`` keep the others' parts.
+    """
 
     stage: str
     name: str
     folder: str
     flat: bool = False
+    grows: bool = False
 
     def _note(self, kind: str) -> str:
         return f"{self.folder}/{self.name if self.flat else ''}_{kind}.json"
@@ -86,14 +92,28 @@ class Claim(BaseModel):
         ]
         return changed
 
+    def grew_from(self, other: Claim) -> bool:
+        """Whether this claim only has more inputs than another."""
+        return self.config == other.config and other.inputs.items() <= self.inputs.items()
+
 
 class OutputFile(BaseModel):
-    """One file of a finished stage."""
+    """One file of a finished stage, with one hash: SHA-256, or for large files XXH3-128, which is cheaper."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
-    sha256: str
+    sha256: str | None = None
+    xxh3_128: str | None = None
+
+    def matches(self, chunks: Iterable[bytes]) -> bool:
+        """Whether a file's content is the one that was written."""
+        digest: Any = hashlib.sha256() if self.sha256 else xxhash.xxh3_128()
+        size = 0
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+        return size == self.size and digest.hexdigest() == (self.sha256 or self.xxh3_128)
 
 
 class StageRecord(BaseModel):
@@ -124,7 +144,7 @@ class StageRecord(BaseModel):
         if path not in self.outputs:
             raise InputError(f"{storage.url}/{path} is not an output of stage {self.stage} {self.name}")
         data = storage.read(path)
-        if hashlib.sha256(data).hexdigest() != self.outputs[path].sha256:
+        if not self.outputs[path].matches([data]):
             raise HcsError(
                 f"{storage.url}/{path} is damaged: it does not match {self.stage}'s stage record; "
                 f"make it again with hcs-ray {self.stage} --force"
@@ -155,11 +175,15 @@ def record_digest(storage: Storage, place: Place) -> str | None:
 
 
 def stale_reasons(storage: Storage, place: Place, claim: Claim) -> list[str] | None:
-    """Why a finished stage does not match ``claim``; empty where it does, None where it is not finished."""
+    """Why a finished stage does not match ``claim``; empty where it does, None where it is not finished.
+
+    A stage that grows is not stale but unfinished where only inputs were added.
+    """
     record = read_record(storage, place)
     if record is None or record.missing(storage, place):
         return None
-    return claim.changes_since(record.claim)
+    reasons = claim.changes_since(record.claim)
+    return None if reasons and place.grows and claim.grew_from(record.claim) else reasons
 
 
 class StaleStageError(InputError):
@@ -193,7 +217,19 @@ class StageWriter:
 
     def add(self, file: str, size: int, sha256: str) -> None:
         """List an output that a worker has written."""
-        self.outputs[self.path(file)] = OutputFile(size=size, sha256=sha256)
+        self.list(file, OutputFile(size=size, sha256=sha256))
+
+    def list(self, file: str, output: OutputFile) -> None:
+        """List an output that a worker has written."""
+        self.outputs[self.path(file)] = output
+
+    def prune(self) -> None:
+        """Delete what lies in the stage's folder and is no output: parts of inputs that are gone."""
+        self._lease.check()
+        kept = {*self.outputs, self.place.lease, self.place.begun}
+        for path in self.storage.sizes(self.place.folder):
+            if self.place.owns(path) and path not in kept:
+                self.storage.delete(path)
 
 
 @contextlib.contextmanager
@@ -228,10 +264,10 @@ def _begin(storage: Storage, place: Place, claim: Claim, force: bool) -> None:
     finished, begun = read_record(storage, place), storage.read_versioned(place.begun)
     before = finished.claim if finished else _parse_claim(begun[0]) if begun else claim
     changes = claim.changes_since(before)
-    if changes and not force:
+    if changes and not force and not (place.grows and claim.grew_from(before)):
         raise StaleStageError(f"{place.stage} {place.name} is {stale_message(place, changes)}")
     storage.sweep(place.folder)
-    if force:
+    if force and not (place.grows and changes and claim.config == before.config):
         _clear(storage, place)
     storage.write(place.begun, _json(claim.model_dump(mode="json")))
     storage.delete(place.record)

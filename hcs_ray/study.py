@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hcs_ray.config import StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
-from hcs_ray.contracts import InputError, Progress
+from hcs_ray.contracts import InputError
 from hcs_ray.stage import (
     Claim,
     Place,
@@ -36,11 +36,12 @@ class StageSpec:
     inputs: tuple[str, ...]
     sections: tuple[str, ...]
     flat: bool = False
+    grows: bool = False
 
 
 # The pipeline in its order, and the sweep beside it.
 STAGES: Mapping[str, StageSpec] = {
-    "shard": StageSpec("shards", (), ("screen", "shards")),
+    "shard": StageSpec("shards", (), ("screen", "shards"), grows=True),
     "split": StageSpec("splits", ("shard",), ("split",), flat=True),
     "train": StageSpec("runs/{name}", ("shard", "split"), ("model", "train")),
     "embed": StageSpec("embeddings/{name}", ("shard", "train"), ("embed",)),
@@ -65,9 +66,8 @@ class Study:
     def place(self, stage: str) -> Place:
         """Where a stage of this run writes."""
         spec = STAGES[stage]
-        return Place(
-            stage, "main" if stage == "shard" else self.name, spec.folder.format(name=self.name), spec.flat
-        )
+        name = "main" if stage == "shard" else self.name
+        return Place(stage, name, spec.folder.format(name=self.name), spec.flat, spec.grows)
 
     def claim(
         self,
@@ -131,20 +131,6 @@ class Study:
         self.storage.put_if_absent(path, to_yaml(self.config).encode())
         return path
 
-    def verify(self, progress: Progress) -> int:
-        """Read every output of every complete stage of this run against its hash; how many there are."""
-        records = [record for stage in STAGES if (record := read_record(self.storage, self.place(stage)))]
-        total = sum(len(record.outputs) for record in records)
-        if not records:
-            raise InputError(f"{self.storage.url}: no stage of {self.name} is complete")
-        done = 0
-        for record in records:
-            for path in record.outputs:
-                record.read(self.storage, path)
-                done += 1
-                progress(done, total)
-        return total
-
     def downstream(self, stage: str) -> list[str]:
         """The stages of the pipeline that follow from this one, in order."""
         follows = {stage}
@@ -157,7 +143,8 @@ class Study:
 def open_study(target: str, name: str = "main", overrides: Sequence[str] = ()) -> Study:
     """The study of a YAML file, a study folder or an ``s3://`` prefix.
 
-    A YAML file's ``root`` says where the study lies (relative to the file); without it, beside the file.
+    A YAML file's ``root`` says where the study lies (relative to the file); without it, beside the file. One
+    that itself lies on S3 is read as the environment says, the study then as its ``storage`` section does.
     """
     checked_name(name)
     if target.endswith((".yaml", ".yml")) and "://" not in target:
@@ -170,7 +157,7 @@ def open_study(target: str, name: str = "main", overrides: Sequence[str] = ()) -
             f"{source}: no such file; STUDY is a YAML file, or a folder or s3:// prefix with {STUDY_FILE}"
         )
     config = parse_study(_text(found[0], source), source, overrides)
-    return Study(_rooted(config.root, target, source) if config.root else storage, config, name)
+    return Study(_rooted(config, target, source), config, name)
 
 
 def _from_file(file: Path, name: str, overrides: Sequence[str]) -> Study:
@@ -179,17 +166,21 @@ def _from_file(file: Path, name: str, overrides: Sequence[str]) -> Study:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     config = parse_study(_text(data, str(file)), str(file), overrides)
-    return Study(_rooted(config.root or ".", str(file.parent), str(file)), config, name)
+    return Study(_rooted(config, str(file.parent), str(file)), config, name)
 
 
-def _rooted(root: str, folder: str, source: str) -> Storage:
-    """The storage of a ``root``, which is relative to the folder of its file."""
-    if "://" in root:
-        return open_storage(root)
-    path = Path(root).expanduser()
-    if "://" in folder and not path.is_absolute():
-        raise InputError(f"{source}: root {root!r} is a relative path; beside an s3:// study write s3://...")
-    return open_storage(str(path if "://" in folder else Path(folder).expanduser() / path))
+def _rooted(config: StudyConfig, folder: str, source: str) -> Storage:
+    """The storage of the ``root``, which is relative to the folder of its file; without one, that folder."""
+    if not config.root or "://" in config.root:
+        return open_storage(config.root or folder, config.storage)
+    path = Path(config.root).expanduser()
+    if "://" not in folder:
+        path = Path(folder).expanduser() / path
+    elif not path.is_absolute():
+        raise InputError(
+            f"{source}: root {config.root!r} is a relative path; beside an s3:// study write s3://..."
+        )
+    return open_storage(str(path), config.storage)
 
 
 def checked_name(name: str) -> str:

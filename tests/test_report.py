@@ -79,7 +79,7 @@ def test_every_section_is_there_and_every_picture_has_a_text(html: str) -> None:
     assert all(image["alt"] for image in images)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert "52 fields · 4 plates · 2 weeks · 7 compounds · 6 labelled treatments" in page.text
+    assert "52 fields · 4 plates · 2 batches · 7 compounds · 6 labelled treatments" in page.text
 
 
 def test_nothing_of_the_data_becomes_markup(html: str) -> None:
@@ -237,10 +237,10 @@ def test_verdicts_of_the_page_are_those_of_the_evaluation(study: Study, html: st
     ],
 )
 def test_the_gauge_of_batch_leak_is_read_in_words(share: float, expected: float, words: str) -> None:
-    gauge = answers.week_gauge({"same_batch_share": share, "same_batch_expected": expected})
+    gauge = answers.batch_gauge({"same_batch_share": share, "same_batch_expected": expected})
     assert gauge is not None
     assert words in gauge.reading
-    assert answers.week_gauge({"same_batch_share": None, "same_batch_expected": None}) is None
+    assert answers.batch_gauge({"same_batch_share": None, "same_batch_expected": None}) is None
 
 
 def test_scores_of_mechanisms_add_up_to_the_evaluation(study: Study) -> None:

@@ -51,6 +51,15 @@ def test_channels_are_blue_green_and_red() -> None:
     }
 
 
+def test_five_channels_have_five_colours_and_do_not_burn_out() -> None:
+    channels = ("DNA", "ER", "RNA", "AGP", "Mito")
+    assert len(set(pictures.channel_colours(channels).values())) == 5
+    contrast = pictures.Contrast(np.zeros(5, np.float32), np.full(5, 1000, np.float32))
+    grey = pictures.composite(np.full((5, 1, 1), 500.0), contrast, channels)[0, 0]
+    assert grey.max() < 255
+    assert grey.min() > 100, "all stains together are nearly white"
+
+
 def test_one_saturated_field_does_not_darken_its_plate(material: Material) -> None:
     plate = material.index[c.PLATE].iloc[0]
     spoiled = material.index.copy()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,88 +15,19 @@ import pandas as pd
 import pytest
 import tifffile
 import webdataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from hcs_ray import contracts as c
 from hcs_ray.config import ShardsConfig
-from hcs_ray.contracts import HcsError, InputError
-from hcs_ray.screen import file_column
-from hcs_ray.shards import codec, quality
+from hcs_ray.contracts import HcsError
+from hcs_ray.screen import BadImageError, file_column
+from hcs_ray.screen.images import TiffSource
+from hcs_ray.shards import codec
 from hcs_ray.shards.codec import Pixels
-from hcs_ray.shards.illumination import IlluminationEstimate, block_means
-from hcs_ray.shards.read import Plate, ShardReader, corrected
-from hcs_ray.shards.write import PlateJob, write_plate
+from hcs_ray.shards.plate import Part, PlateJob, is_whole, read_part, rewrite_tar, write_plate
+from hcs_ray.shards.read import Plate, corrected
 from hcs_ray.storage import LocalStorage
 
 CHANNELS = ("DAPI", "Tubulin", "Actin")
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    hnp.arrays(np.uint16, hnp.array_shapes(min_dims=3, max_dims=3, max_side=40)),
-    st.sampled_from(["blosc2-lz4", "blosc2-zstd"]),
-)
-def test_the_codec_is_lossless(pixels: Pixels, name: codec.Codec) -> None:
-    data = codec.encode(pixels, name)
-    assert codec.encode(pixels.copy(), name) == data
-    np.testing.assert_array_equal(codec.decode(data, np.empty_like(pixels)), pixels)
-
-
-def test_foreign_bytes_are_not_pixels() -> None:
-    out = np.empty((3, 8, 8), np.uint16)
-    with pytest.raises(HcsError):
-        codec.decode(b"not a field", out)
-    with pytest.raises(HcsError):
-        codec.decode(codec.encode(np.zeros((3, 4, 4), np.uint16), "blosc2-lz4"), out)
-
-
-@settings(deadline=None, max_examples=30)
-@given(hnp.arrays(np.uint16, (2, 13, 17)), st.integers(1, 20))
-def test_block_means_are_those_of_a_loop(pixels: Pixels, block: int) -> None:
-    found = block_means(pixels, block)
-    for row in range(found.shape[1]):
-        for column in range(found.shape[2]):
-            part = pixels[:, row * block : (row + 1) * block, column * block : (column + 1) * block]
-            np.testing.assert_allclose(found[:, row, column], part.mean(axis=(1, 2)))
-
-
-def test_a_known_vignetting_is_found_and_taken_out() -> None:
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[-1:1:96j, -1:1:128j]
-    vignetting = 1 - 0.4 * (x**2 + y**2) / 2
-    estimate = IlluminationEstimate((1, 96, 128), 8, (0.1, 99.9))
-    fields = [rng.gamma(4, 500, (1, 96, 128)) * vignetting for _ in range(60)]
-    for field in fields:
-        estimate.add(field.astype(np.uint16))
-    function = estimate.functions(0.05)[0]
-    np.testing.assert_allclose(function.mean(), 1, atol=1e-3)
-    true = vignetting / vignetting.mean()
-    before, after = np.abs(1 / true - 1), np.abs(function / true - 1)
-    assert np.median(after) < 0.02 < 0.07 < np.median(before)
-    assert after.max() < before.max() / 3, "at the corners the smoothing still flattens a little"
-
-
-def test_one_saturated_field_does_not_set_the_scale_of_its_plate() -> None:
-    estimate = IlluminationEstimate((1, 64, 64), 8, (0.1, 99.9))
-    for _ in range(9):
-        estimate.add(np.full((1, 64, 64), 1000, np.uint16))
-    estimate.add(np.full((1, 64, 64), 65520, np.uint16))
-    low, high = estimate.percentiles()
-    assert (low[0], high[0]) == (1000, 1000)
-
-
-def test_quality_measures_tell_blur_and_saturation() -> None:
-    from scipy import ndimage
-
-    sharp = np.random.default_rng(0).gamma(2, 800, (3, 64, 64)).astype(np.uint16)
-    blurred = ndimage.gaussian_filter(sharp, (0, 2, 2))
-    bright = np.full_like(sharp, quality.SATURATED)
-    measures = [quality.measure(pixels, CHANNELS) for pixels in (sharp, blurred, bright)]
-    assert measures[1]["QC_FocusScore_DAPI"] < measures[0]["QC_FocusScore_DAPI"] / 10
-    assert [row["QC_Flag_Saturated"] for row in measures] == [False, False, True]
-    assert measures[2]["QC_Saturated_Actin"] == 1
 
 
 def fields_of_a_plate(count: int = 5) -> tuple[pd.DataFrame, Pixels]:
@@ -118,12 +51,29 @@ def job(tmp_path: Path) -> PlateJob:
             file = tmp_path / "raw" / str(row[file_column(name)])
             file.parent.mkdir(parents=True, exist_ok=True)
             tifffile.imwrite(file, plane, metadata=None)
-    raw, study = LocalStorage(tmp_path / "raw"), LocalStorage(tmp_path / "study")
-    return PlateJob("Week1_1", fields, CHANNELS, raw, study, ShardsConfig())
+    source = TiffSource(LocalStorage(tmp_path / "raw"), CHANNELS)
+    study = LocalStorage(tmp_path / "study")
+    return PlateJob(
+        "Week1_1", fields, CHANNELS, source, study, ShardsConfig(), claim="x", nuclear_channel="DAPI"
+    )
+
+
+def quarantining(job: PlateJob) -> PlateJob:
+    return dataclasses.replace(job, config=ShardsConfig(on_error="quarantine"))
+
+
+def part_of(job: PlateJob) -> Part:
+    part = read_part(job)
+    assert part is not None
+    return part
 
 
 def index_of(job: PlateJob) -> pd.DataFrame:
-    return pd.read_parquet(io.BytesIO(job.study.read("shards/parts/Week1_1.parquet")))
+    return part_of(job).rows.to_pandas()
+
+
+def raw_file(tmp_path: Path, job: PlateJob, row: int, channel: str = "DAPI") -> Path:
+    return tmp_path / "raw" / str(job.fields[file_column(channel)].iloc[row])
 
 
 def test_every_tool_reads_the_same_fields(job: PlateJob, tmp_path: Path) -> None:
@@ -131,20 +81,21 @@ def test_every_tool_reads_the_same_fields(job: PlateJob, tmp_path: Path) -> None
     tar = tmp_path / "study" / "shards" / "Week1_1-000.tar"
     _, pixels = fields_of_a_plate()
     index = index_of(job)
+    extension = codec.member(job.config.codec)
     listed = subprocess.run(
         ["tar", "tf", str(tar)], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert listed == [f"{key}.{kind}" for key in index[c.KEY] for kind in ("json", "blosc2")]
+    assert listed == [f"{key}.{kind}" for key in index[c.KEY] for kind in ("json", extension)]
     samples = list(webdataset.WebDataset(str(tar), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == list(index[c.KEY])
     for sample, row, planes in zip(samples, index.to_dict("records"), pixels, strict=True):
         about = json.loads(sample["json"])
         assert about["channels"] == list(CHANNELS)
         assert about[c.WELL] == row[c.WELL]
-        found = codec.decode(sample["blosc2"], np.empty(about["shape"], np.uint16))
+        found = codec.decode(sample[extension], np.empty(about["shape"], np.uint16))
         np.testing.assert_array_equal(found, planes)
         ranged = job.study.read_range(f"shards/{row[c.SHARD]}", row[c.OFFSET], row[c.SIZE])
-        assert ranged == sample["blosc2"], "the index says where the member lies"
+        assert ranged == sample[extension], "the index says where the member lies"
 
 
 def test_the_bytes_follow_from_the_images_alone(job: PlateJob) -> None:
@@ -152,17 +103,26 @@ def test_the_bytes_follow_from_the_images_alone(job: PlateJob) -> None:
     first = {path: job.study.read(path) for path in job.study.sizes()}
     for path in first:
         job.study.delete(path)
-    write_plate(job)
+    write_plate(dataclasses.replace(job, config=ShardsConfig(readers=5)))
     assert {path: job.study.read(path) for path in job.study.sizes()} == first
     with tarfile.open(fileobj=io.BytesIO(first["shards/Week1_1-000.tar"])) as tar:
         assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
 
 
-def test_tars_are_closed_before_they_grow_too_large(job: PlateJob) -> None:
-    import dataclasses
+def test_the_streamed_tar_is_the_one_that_python_writes(job: PlateJob) -> None:
+    write_plate(job)
+    data = job.study.read("shards/Week1_1-000.tar")
+    buffer = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(data)) as tar,
+        tarfile.TarFile(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as again,
+    ):
+        for member in tar:
+            again.addfile(member, tar.extractfile(member))
+    assert buffer.getvalue() == data
 
-    large, _ = fields_of_a_plate(5)
-    assert len(large) == 5
+
+def test_tars_are_closed_before_they_grow_too_large(job: PlateJob) -> None:
     small = dataclasses.replace(
         job, config=ShardsConfig.model_construct(**{**dict(ShardsConfig()), "max_shard_mb": 0.02})
     )
@@ -170,9 +130,24 @@ def test_tars_are_closed_before_they_grow_too_large(job: PlateJob) -> None:
     index = index_of(small)
     assert index[c.SHARD].nunique() > 1
     assert index[c.KEY].is_monotonic_increasing
+    assert set(part_of(small).about["files"]) > set(index[c.SHARD])
     for row in index.to_dict("records"):
         data = small.study.read_range(f"shards/{row[c.SHARD]}", row[c.OFFSET], row[c.SIZE])
         codec.decode(data, np.empty((3, 40, 48), np.uint16))
+
+
+def test_one_tar_is_written_again_the_same_or_not_at_all(job: PlateJob, tmp_path: Path) -> None:
+    write_plate(job)
+    expected = part_of(job).about["files"]["Week1_1-000.tar"]
+    good = job.study.read("shards/Week1_1-000.tar")
+    job.study.write("shards/Week1_1-000.tar", b"damaged")
+    rewrite_tar(job, "Week1_1-000.tar", expected)
+    assert job.study.read("shards/Week1_1-000.tar") == good
+    tifffile.imwrite(raw_file(tmp_path, job, 3), np.zeros((40, 48), np.uint16), metadata=None)
+    job.study.write("shards/Week1_1-000.tar", b"damaged")
+    with pytest.raises(HcsError, match="it differs from the one written"):
+        rewrite_tar(job, "Week1_1-000.tar", expected)
+    assert job.study.read("shards/Week1_1-000.tar") == b"damaged"
 
 
 def damage_truncate(file: Path) -> None:
@@ -184,31 +159,89 @@ def damage_text(file: Path) -> None:
 
 
 def damage_kind(file: Path) -> None:
-    tifffile.imwrite(file, np.zeros((40, 48), np.uint8))
+    tifffile.imwrite(file, np.zeros((40, 48), np.float32))
 
 
-def damage_shape(file: Path) -> None:
+def damage_channel(file: Path) -> None:
     tifffile.imwrite(file, np.zeros((40, 50), np.uint16))
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (damage_truncate, "truncated"),
-        (damage_text, "not a readable TIFF"),
-        (damage_kind, "uint8"),
-        (damage_shape, "differ in size"),
-    ],
-)
-def test_a_bad_image_is_named_and_no_part_is_written(job: PlateJob, damage: object, words: str) -> None:
-    file = Path(job.raw.url) / str(job.fields[file_column("DAPI")].iloc[3])
-    assert callable(damage)
+def damage_missing(file: Path) -> None:
+    file.unlink()
+
+
+DAMAGES = [damage_truncate, damage_text, damage_kind, damage_channel, damage_missing]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_image_is_named_and_no_part_is_written(
+    job: PlateJob, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    file = raw_file(tmp_path, job, 3)
     damage(file)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(BadImageError) as caught:
         write_plate(job)
-    assert words in str(caught.value)
     assert file.name in str(caught.value)
-    assert "shards/parts/Week1_1.parquet" not in job.study.sizes()
+    assert job.study.sizes() == {}, "neither a part nor half a tar"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_image_goes_to_the_quarantine_where_that_is_wanted(
+    job: PlateJob, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    file = raw_file(tmp_path, job, 3)
+    damage(file)
+    write_plate(quarantining(job))
+    (row,) = part_of(job).about["quarantine"]
+    assert row[c.KEY] == job.fields[c.KEY].iloc[3]
+    assert file.name in row["reason"]
+    assert list(index_of(job)[c.KEY]) == [key for key in job.fields[c.KEY] if key != row[c.KEY]]
+
+
+def test_an_odd_first_field_does_not_outlaw_the_others(job: PlateJob, tmp_path: Path) -> None:
+    for name in CHANNELS:
+        tifffile.imwrite(raw_file(tmp_path, job, 0, name), np.zeros((64, 48), np.uint16), metadata=None)
+    with pytest.raises(BadImageError, match=r"64 x 48 px|40 x 48 px"):
+        write_plate(job)
+    write_plate(quarantining(job))
+    (row,) = part_of(job).about["quarantine"]
+    assert row[c.KEY] == job.fields[c.KEY].iloc[0]
+    assert "64 x 48 px; others of plate Week1_1 have 40 x 48 px" in row["reason"]
+
+
+def test_a_plate_without_one_good_field_has_a_part_without_rows(job: PlateJob, tmp_path: Path) -> None:
+    for row in range(len(job.fields)):
+        damage_text(raw_file(tmp_path, job, row))
+    write_plate(quarantining(job))
+    assert index_of(job).empty
+    assert len(part_of(job).about["quarantine"]) == len(job.fields)
+
+
+def test_a_field_that_the_listing_lacks_is_not_read(job: PlateJob) -> None:
+    key = job.fields[c.KEY].iloc[2]
+    absent = dataclasses.replace(quarantining(job), absent={key: "x.tif is not there"})
+    write_plate(absent)
+    assert [row["reason"] for row in part_of(absent).about["quarantine"]] == ["x.tif is not there"]
+
+
+def test_a_plate_is_whole_only_with_its_files_and_for_its_claim(job: PlateJob) -> None:
+    assert not is_whole(job, job.study.sizes())
+    write_plate(job)
+    assert is_whole(job, job.study.sizes())
+    assert not is_whole(dataclasses.replace(job, claim="another"), job.study.sizes())
+    job.study.write("shards/Week1_1-000.tar", b"cut")
+    assert not is_whole(job, job.study.sizes())
+
+
+@pytest.mark.parametrize("by_site", [False, True])
+def test_illumination_is_kept_a_file_a_channel(job: PlateJob, by_site: bool) -> None:
+    write_plate(dataclasses.replace(job, config=ShardsConfig(illumination_by_site=by_site)))
+    about = part_of(job).about
+    for path in about["illumination"]:
+        function = np.load(io.BytesIO(job.study.read(f"shards/{path}")), allow_pickle=False)
+        assert function.shape == ((1, 40, 48) if by_site else (40, 48))
+        assert function.dtype == np.float32
+    assert about["sites"] == ([1] if by_site else None)
 
 
 def test_correcting_a_crop_is_cropping_the_corrected_field() -> None:
@@ -219,4 +252,3 @@ def test_correcting_a_crop_is_cropping_the_corrected_field() -> None:
     crop = corrected(pixels, plate, slice(3, 20), slice(5, 33))
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole[:, 3:20, 5:33], crop)
-    assert ShardReader.plate is not None

@@ -28,14 +28,16 @@ from scipy.ndimage import laplace
 
 from hcs_ray.contracts import TRUTH_FORMAT, InputError, field_key
 from hcs_ray.screen.synthetic import SyntheticConfig, generate
+from hcs_ray.screen.synthetic.assays import ASSAYS
 from hcs_ray.screen.synthetic.cells import FieldPlan, field_plan, sample_cells, truth_of
 from hcs_ray.screen.synthetic.draw import draw_field
-from hcs_ray.screen.synthetic.layout import DMSO_WELLS, DOSES, TAXOL_WELLS, plan, treatment
+from hcs_ray.screen.synthetic.layout import DOSES, plan, treatment
 from hcs_ray.screen.synthetic.nuisance import Artefact, ArtefactKind
 from hcs_ray.screen.synthetic.phenotypes import NAMES
 
 Row = dict[str, str]
 CHANNELS = ("DAPI", "Tubulin", "Actin")
+DMSO_WELLS, TAXOL_WELLS = ASSAYS["bbbc021"].dmso_wells, ASSAYS["bbbc021"].taxol_wells
 SMALLEST = SyntheticConfig.preset("smallest")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hcs_ray.screen.synthetic import SyntheticConfig
 from hcs_ray.screen.synthetic.cells import field_plan, sample_cells, truth_of
 from hcs_ray.screen.synthetic.draw import draw_field
-from hcs_ray.screen.synthetic.layout import TAXOL_WELLS, plan
+from hcs_ray.screen.synthetic.layout import plan
 from hcs_ray.screen.synthetic.phenotypes import NAMES
 
 SMALLEST = SyntheticConfig.preset("smallest")
@@ -38,7 +38,7 @@ def labelled_profiles(
     for plate in (screen := plan(config)).plates:
         for well, site in itertools.product(plate.wells, range(1, screen.config.sites + 1)):
             said = well.said
-            if said.compound.kind != "labelled" or not said.acts or well.name in TAXOL_WELLS:
+            if said.compound.kind != "labelled" or not said.acts or well.name in config.assay.taxol_wells:
                 continue
             field = field_plan(config, plate, well, site)
             shapes = truth_of(field, sample_cells(field))

@@ -14,14 +14,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 
 from hcs_ray import contracts as c
 from hcs_ray.storage import LocalStorage, Storage, open_storage
@@ -57,20 +54,6 @@ def fresh(reference: Path, tmp_path: Path) -> Path:
     shutil.copytree(reference / "raw", folder / "raw", ignore=shutil.ignore_patterns("truth.parquet"))
     shutil.copy(reference / "study.yaml", folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def cluster(s3: str) -> Iterator[str]:
-    """The address of a Ray cluster whose workers know the S3 store."""
-    context: Any = ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=True,
-        object_store_memory=256 * 2**20,
-        log_to_driver=False,
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
 
 
 def assert_equal_results(one: Storage, other: Storage) -> None:
@@ -194,7 +177,7 @@ def test_another_name_stands_beside_the_first(study: Path) -> None:
 
 
 def test_a_resharded_screen_makes_the_split_stale(study: Path, cluster: str) -> None:
-    codec = ("--set", "shards.codec=blosc2-zstd")
+    codec = ("--set", "shards.codec=jpegxl")
     assert "shards.codec changed" in refused("run", study, *codec)
     assert hcs_ray("shard", study, *codec, "--force", RAY_ADDRESS=cluster).returncode == 0
     message = refused("run", study, *codec)

@@ -71,48 +71,67 @@ class PybbbcScreen(ScreenSection):
 
 
 class LoadDataColumns(Section):
-    """Which columns of the joined tables say what. A name that is not there is an error; none: not known."""
+    """Which columns of the joined tables say what, written with or without their ``Metadata_``.
+
+    A name that is not there is an error; none stands for the column of our own name, where there is one.
+    """
 
     batch: str | None = None
     plate: str = "Metadata_Plate"
     well: str = "Metadata_Well"
-    site: str = "Metadata_Site"
+    site: str | None = Field("Metadata_Site", description="none: every well has one site")
     replicate: str | None = None
     compound: str = "Metadata_Compound"
     concentration: str | None = None
     moa: str | None = None
     smiles: str | None = None
-    pert_type: str | None = None
+    pert_type: str | None = Field(None, description="trt, negcon, poscon, or control as in control_type")
+    control_type: str | None = Field(None, description="negcon, poscon_cp ... where pert_type says control")
 
 
 class LoadDataScreen(ScreenSection):
-    """Any screen with a CellProfiler or JUMP ``load_data.csv``."""
+    """Any screen with a CellProfiler or JUMP ``load_data.csv``; paths of tables are below ``folder``."""
 
     kind: Literal["load_data"] = "load_data"
     folder: Folder = "raw"
-    load_data: tuple[str, ...] = Field(
-        ("load_data.csv",), description="tables below folder; * may stand for names"
+    load_data: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("load_data.csv",), description="tables of sites; * stands for any name or part of one"
     )
-    channels: tuple[str, ...] | None = Field(
-        None, description="none: every FileName_ or URL_ column but Illum"
+    channels: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="which, and in which order; none: every FileName_ or URL_ column but Illum"
     )
     barcode_platemap: str | None = Field(
-        None, description="plate -> plate map, as JUMP's barcode_platemap.csv"
+        None, description="plate -> plate map, as JUMP's barcode_platemap.csv; * stands for names"
     )
-    platemaps: str = Field("platemap", description="folder of plate maps below folder: <map>.txt or .csv")
-    treatments: str | None = Field(
-        None, description="a table joined by the columns that it shares: well, compound ..."
+    platemaps: str = Field(
+        "platemap", description="folder of plate maps beside barcode_platemap: <map>.txt, .csv or .tsv"
+    )
+    treatments: tuple[str, ...] = Field(
+        (), description="tables joined one after the other by the columns they share: wells, compounds ..."
     )
     columns: LoadDataColumns = LoadDataColumns()
-    concentration_unit: Literal["nM", "uM", "mM", "M"] = "uM"
+    concentration_unit: Literal["nM", "uM", "mM", "M"] = Field(
+        "uM", description="of the numbers in the wells, whatever their column is called"
+    )
+    concentration_digits: Annotated[int, Field(ge=1, le=28)] | None = Field(
+        None, description="round to so many digits, so that 9.99999999999999 is 10; none: as written"
+    )
+    empty_compound: str | None = Field(
+        None, description="what a well without compound holds, as DMSO in JUMP; none: it is an error"
+    )
+    pert_types: dict[str, Literal["trt", "negcon", "poscon"]] = Field(
+        default_factory=dict, description="further values of the column pert_type -> what they mean"
+    )
+    batch: str = Field("Batch1", description="of all plates, where no column says it")
     path_prefixes: dict[str, str] = Field(
         default_factory=dict, description="how PathName_ and URL_ columns begin -> where that lies here"
     )
     anonymous: bool = Field(
-        False, description="read s3:// images without credentials, as from a public bucket"
+        False,
+        description="read s3:// images, and a folder there, without credentials, as from a public bucket",
     )
-    source: str = "load_data"
-    nuclear_channel: str | None = Field(None, description="none: a channel called DNA, DAPI or Hoechst")
+    source: str = Field("load_data", description="of all plates, where no column Metadata_Source says it")
+    nuclear_channel: str | None = Field(None, description="none: one called DNA, DAPI, Hoechst or nuclei")
     camera_maximum: CameraMaximum = None
 
 

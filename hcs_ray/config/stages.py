@@ -18,7 +18,9 @@ class ShardsConfig(ExecutionSection):
     max_shard_mb: Annotated[int, Field(ge=1, le=100_000)] = Field(
         256, description="a tar is closed before it grows beyond this (1e6 bytes)"
     )
-    codec: Literal["blosc2-lz4", "blosc2-zstd"] = "blosc2-zstd"
+    codec: Literal["blosc2", "jpegxl"] = Field(
+        "blosc2", description="jpegxl: a seventh smaller, slower to write and read; see docs/codecs.md"
+    )
     on_error: Literal["fail", "quarantine"] = Field(
         "fail", description="quarantine: leave a bad field out, listed in quarantine.parquet"
     )

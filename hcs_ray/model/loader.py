@@ -69,7 +69,7 @@ class FieldSource:
             pixels = self.reader.pixels(row[c.SHARD], int(row[c.OFFSET]), int(row[c.SIZE]), row[c.SHA256])
         except c.HcsError as error:
             raise type(error)(f"field {row[c.KEY]}: {error}") from None
-        return augment.render(pixels, self.reader.plate(row[c.PLATE]), view, self.downsample)
+        return augment.render(pixels, self.reader.plate(row[c.PLATE], int(row[c.SITE])), view, self.downsample)
 
 
 class BatchLoader:

@@ -10,7 +10,7 @@ Verdict = Literal["above chance", "not above chance", "not scored"]
 
 _GUARDS: Final = {
     "nsc": ("NSC", "nearest neighbour is another compound"),
-    "nscb": ("NSCB", "nearest neighbour is another compound, from another week"),
+    "nscb": ("NSCB", "nearest neighbour is another compound, from another batch"),
 }
 
 
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Gauge:
-    """How often a nearest neighbour comes from the query's own week, and what that means."""
+    """How often a nearest neighbour comes from the query's own batch, and what that means."""
 
     share: float
     expected: float
@@ -56,7 +56,7 @@ def overall_answers(evaluation: Mapping[str, Any]) -> list[Answer]:
     ]
 
 
-def week_gauge(evaluation: Mapping[str, Any]) -> Gauge | None:
+def batch_gauge(evaluation: Mapping[str, Any]) -> Gauge | None:
     """The gauge of batch leak; None where no treatment has a neighbour."""
     share, expected = evaluation["same_batch_share"], evaluation["same_batch_expected"]
     if share is None or expected is None:
@@ -172,18 +172,18 @@ def _verdict(above: bool) -> Verdict:
 
 def _read_gauge(share: float, expected: float) -> str:
     found = (
-        f"{percent(share)} of nearest neighbours (of another compound) come from the same week; "
+        f"{percent(share)} of nearest neighbours (of another compound) come from the same batch; "
         f"{percent(expected)} would by chance."
     )
     if expected <= 0 or share <= expected * 1.1:
-        return f"{found} No sign that profiles group by week."
+        return f"{found} No sign that profiles group by batch."
     times = f"{share / expected:.1f} times chance"
     if share > expected * 1.5:
         return (
-            f"{found} That is {times}: profiles group by week, so part of what looks like biology is the "
-            "batch. Trust NSCB, whose neighbours come from other weeks, more than NSC and the map."
+            f"{found} That is {times}: profiles group by batch, so part of what looks like biology is the "
+            "batch's. Trust NSCB, whose neighbours come from other batches, more than NSC and the map."
         )
     return (
-        f"{found} That is {times}: a mild batch effect, or mechanisms that were tested in few weeks. "
+        f"{found} That is {times}: a mild batch effect, or mechanisms that were tested in few batches. "
         "Prefer NSCB to NSC."
     )

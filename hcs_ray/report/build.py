@@ -78,7 +78,7 @@ def answer_sections(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "held_out": held_out,
         "overall": answers.overall_answers(evaluation),
-        "gauge": answers.week_gauge(evaluation),
+        "gauge": answers.batch_gauge(evaluation),
         "summary": answers.summary(held_out),
         "queries": queries,
         "mechanisms": scores.mechanisms(queries),

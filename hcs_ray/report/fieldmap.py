@@ -111,11 +111,11 @@ def field_map(fields: pd.DataFrame) -> FieldMap:
 
 
 def _small_maps(table: pd.DataFrame, places: Numbers) -> list[Picture]:
-    weeks = ordered_styles(in_order(table[c.BATCH]))
+    batches = ordered_styles(in_order(table[c.BATCH]))
     plates = {
         plate: Style(tone)
-        for week, style in weeks.items()
-        for plate, tone in _toned(in_order(table[table[c.BATCH] == week][c.PLATE]), style.colour)
+        for batch, style in batches.items()
+        for plate, tone in _toned(in_order(table[table[c.BATCH] == batch][c.PLATE]), style.colour)
     }
     sides = {
         c.UNUSED: Style(QUIET_COLOUR), c.TEST: Style(OKABE_ITO[1]),
@@ -128,9 +128,9 @@ def _small_maps(table: pd.DataFrame, places: Numbers) -> list[Picture]:
     reason = table["reason"].astype(object).where(table["reason"].notna(), NO_REASON).astype(str)
     dose = table[c.CONCENTRATION].where(table[c.CONCENTRATION] > 0).to_numpy(dtype=np.float64)
     return [
-        category_map("Week", places, list(table[c.BATCH].astype(str)), weeks, weeks),
+        category_map("Batch", places, list(table[c.BATCH].astype(str)), batches, batches),
         category_map(
-            "Plate: a tone within its week", places, list(table[c.PLATE].astype(str)), plates, weeks
+            "Plate: a tone within its batch", places, list(table[c.PLATE].astype(str)), plates, batches
         ),
         category_map("Side of the split", places, list(table[c.SIDE].astype(str)), sides, _last_first(sides)),
         value_map("Dose", places, np.log10(dose), "log10 of concentration in µM; grey: control"),

@@ -43,6 +43,7 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 _SIZE_INCHES: Final = (4.6, 3.1)
 _MAP_INCHES: Final = (3.7, 3.6)
+_LINE: Final = 56  # letters beside one another below a chart
 _RASTER_ABOVE: Final = 1500  # points: as pixels inside the SVG, which stays small
 _CLIP: Final = (0.01, 0.99)  # of values: one extreme must not take the whole scale
 _DPI: Final = 160
@@ -92,28 +93,29 @@ def curves(
 
 
 def by_plate(title: str, fields: pd.DataFrame, column: str) -> Picture:
-    """Median and quartiles of a column of fields, a plate at a time, plates in the order of their weeks."""
+    """Median and quartiles of a column of fields, a plate at a time, plates in the order of their batches."""
     plates = plates_in_order(fields)
-    week = [name for name, _ in plates]
+    batch = [name for name, _ in plates]
     groups = fields.groupby(fields[c.PLATE].astype(str))[column]
     low, middle, high = (
         groups.quantile(share).loc[[plate for _, plate in plates]].to_numpy(dtype=np.float64)
         for share in (0.25, 0.5, 0.75)
     )
-    starts = [i for i in range(len(week)) if i == 0 or week[i] != week[i - 1]]
-    ends = [*starts[1:], len(week)]
-    alt = f"{title}: median and quartiles of fields on each of {len(week)} plates, by week"
+    starts = [i for i in range(len(batch)) if i == 0 or batch[i] != batch[i - 1]]
+    ends = [*starts[1:], len(batch)]
+    alt = f"{title}: median and quartiles of fields on each of {len(batch)} plates, by batch"
     with _drawing(alt, (3.7, 2.3)) as (_, axes, drawn):
         for start, end in list(zip(starts, ends, strict=True))[::2]:
             axes.axvspan(start - 0.5, end - 0.5, color="#f3f5f7", lw=0, zorder=0)
         axes.errorbar(
-            np.arange(len(week)), middle, np.stack([middle - low, high - middle]),
+            np.arange(len(batch)), middle, np.stack([middle - low, high - middle]),
             fmt="o", ms=4, color=OKABE_ITO[0], ecolor="#8bb8d6", elinewidth=2.5,
         )  # fmt: skip
         middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
-        axes.set_xticks(middles, [week[start] for start in starts])
-        axes.tick_params(axis="x", length=0, rotation=0 if len(starts) < 5 else 60)
-        axes.set(title=title, xlim=(-0.5, len(week) - 0.5))
+        axes.set_xticks(middles, [batch[start] for start in starts])
+        letters = sum(len(batch[start]) for start in starts)
+        axes.tick_params(axis="x", length=0, rotation=0 if letters < _LINE * 2 / 3 else 60)
+        axes.set(title=title, xlim=(-0.5, len(batch) - 0.5))
         axes.set_ylim(0, None)
         axes.grid(axis="x", visible=False)
     return drawn[0]
@@ -138,12 +140,18 @@ def category_map(
         axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, 0.0),
-            ncols=min(len(legend), 4),
+            ncols=_legend_columns(list(legend)),
             handletextpad=0.1,
             columnspacing=0.6,
         )
         _bare(axes, title, places)
     return drawn[0]
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    """As many as fit beside one another, at most four."""
+    longest = max(map(len, names), default=0) + len(" o ")
+    return max(1, min(_LINE // longest, len(names), 4))
 
 
 def value_map(title: str, places: Numbers, values: Numbers, unit: str) -> Picture:

@@ -26,8 +26,8 @@ def in_order(names: Iterable[object]) -> list[str]:
 
 
 def plates_in_order(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Each (week, plate) of a table of fields or wells, by week."""
+    """Each (batch, plate) of a table of fields or wells, by batch."""
     pairs = table[[c.BATCH, c.PLATE]].drop_duplicates().astype(str).itertuples(index=False, name=None)
     return sorted(
-        ((str(week), str(plate)) for week, plate in pairs), key=lambda pair: tuple(map(name_key, pair))
+        ((str(batch), str(plate)) for batch, plate in pairs), key=lambda pair: tuple(map(name_key, pair))
     )

@@ -35,7 +35,7 @@ def category_styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def ordered_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Styles of ordered categories, as weeks: hues while they last, then steps of a sequential scale."""
+    """Styles of ordered categories, as batches: hues while they last, then steps of a sequential scale."""
     listed = list(names)
     if len(listed) <= _ORDERED_LIMIT:
         return category_styles(listed)

@@ -16,15 +16,16 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.shards.read import ShardReader, corrected
 
-COLOUR_OF: Final = {"DAPI": "blue", "Tubulin": "green", "Actin": "red"}
+COLOUR_OF: Final = {"DAPI": "blue", "DNA": "blue", "Hoechst": "blue", "Tubulin": "green", "Actin": "red"}
 _RGB: Final = {
     "blue": (0.15, 0.35, 1.0),  # pure blue is too dark for eyes and screens
-    "green": (0.0, 1.0, 0.0),
-    "red": (1.0, 0.0, 0.0),
     "magenta": (1.0, 0.0, 1.0),
     "cyan": (0.0, 1.0, 1.0),
     "yellow": (1.0, 1.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "red": (1.0, 0.0, 0.0),
 }
+_BRIGHTEST: Final = 1.5  # of the sum of all channels' colours; more burns out where many stains lie
 _GAMMA: Final = 0.8  # lifts dim structures a little
 _HEADROOM: Final = 1.2  # over the 99th percentile, so that bright structures keep their shape
 _JPEG_QUALITY: Final = 85
@@ -51,7 +52,8 @@ class Contrast:
 
 def channel_colours(channels: Sequence[str]) -> dict[str, str]:
     """The name of each channel's colour: the usual one of a stain, or the next that is free."""
-    free = itertools.cycle(name for name in _RGB if name not in COLOUR_OF.values())
+    taken = {COLOUR_OF.get(channel) for channel in channels}
+    free = itertools.cycle([name for name in _RGB if name not in taken] or list(_RGB))
     return {channel: COLOUR_OF.get(channel) or next(free) for channel in channels}
 
 
@@ -69,11 +71,12 @@ def plate_contrasts(index: pd.DataFrame, channels: Sequence[str]) -> dict[str, C
 
 
 def composite(planes: Planes, contrast: Contrast, channels: Sequence[str]) -> Image8:
-    """Planes (C, H, W) in camera units to RGB (H, W, 3) uint8, colours added up."""
+    """Planes (C, H, W) in camera units to RGB (H, W, 3) uint8, colours added up; many are dimmed."""
     black, white = contrast.black[:, None, None], contrast.white[:, None, None]
     light = np.clip((planes - black) / np.maximum(_HEADROOM * (white - black), 1), 0, 1) ** _GAMMA
     names = channel_colours(channels)
     colours = np.array([_RGB[names[channel]] for channel in channels], dtype=np.float32)
+    colours *= _BRIGHTEST / max(_BRIGHTEST, float(colours.sum(axis=0).max()))
     rgb = np.einsum("chw,ck->hwk", light, colours)
     return np.asarray(np.clip(rgb, 0, 1) * 255 + 0.5, dtype=np.uint8)
 
@@ -99,7 +102,7 @@ class FieldPictures:
 
     def __init__(self, reader: ShardReader, index: pd.DataFrame) -> None:
         self._reader = reader
-        columns = [c.KEY, c.PLATE, c.SHARD, c.OFFSET, c.SIZE, c.SHA256]
+        columns = [c.KEY, c.PLATE, c.SITE, c.SHARD, c.OFFSET, c.SIZE, c.SHA256]
         self._rows = {row[c.KEY]: row for row in index[columns].to_dict(orient="records")}
         self._contrasts = plate_contrasts(index, reader.channels)
 
@@ -109,7 +112,7 @@ class FieldPictures:
         plate = str(row[c.PLATE])
         pixels = self._reader.pixels(row[c.SHARD], int(row[c.OFFSET]), int(row[c.SIZE]), row[c.SHA256])
         everything = slice(None)
-        scaled = corrected(pixels, self._reader.plate(plate), everything, everything)
+        scaled = corrected(pixels, self._reader.plate(plate, int(row[c.SITE])), everything, everything)
         low, high = (
             np.asarray(self._reader.manifest["plates"][plate][name], np.float32)[:, None, None]
             for name in ("low", "high")

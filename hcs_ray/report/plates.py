@@ -100,8 +100,8 @@ def plate_maps(index: pd.DataFrame, measure: Measure) -> PlateMaps:
         high=_short(high),
         colours=tuple(scale_colours(np.linspace(0, 1, _LEGEND_STEPS))),
         plates=tuple(
-            _plate_map(week, plate, wells[wells[c.PLATE] == plate], shape)
-            for week, plate in plates_in_order(wells)
+            _plate_map(batch, plate, wells[wells[c.PLATE] == plate], shape)
+            for batch, plate in plates_in_order(wells)
         ),
     )
 
@@ -109,15 +109,15 @@ def plate_maps(index: pd.DataFrame, measure: Measure) -> PlateMaps:
 def plate_qualities(index: pd.DataFrame, listed: Sequence[Measure]) -> list[PlateQuality]:
     """A line a plate: fields, wells, fields with a quality flag, medians of the measures."""
     return [
-        _plate_quality(week, plate, index[index[c.PLATE] == plate], listed)
-        for week, plate in plates_in_order(index)
+        _plate_quality(batch, plate, index[index[c.PLATE] == plate], listed)
+        for batch, plate in plates_in_order(index)
     ]
 
 
-def _plate_quality(week: str, plate: str, fields: pd.DataFrame, listed: Sequence[Measure]) -> PlateQuality:
+def _plate_quality(batch: str, plate: str, fields: pd.DataFrame, listed: Sequence[Measure]) -> PlateQuality:
     return PlateQuality(
         plate=plate,
-        batch=week,
+        batch=batch,
         fields=len(fields),
         wells=int(fields[c.WELL].nunique()),
         flagged=int(flagged(fields).sum()),

@@ -24,7 +24,7 @@ class Counts:
     fields: int
     wells: int
     plates: int
-    weeks: int
+    batches: int
     compounds: int
     treatments: int
     labelled_treatments: int
@@ -51,7 +51,7 @@ def counts(index: pd.DataFrame, channels: Sequence[str], field_px: Sequence[int]
         fields=len(index),
         wells=len(index[[c.PLATE, c.WELL]].drop_duplicates()),
         plates=int(index[c.PLATE].nunique()),
-        weeks=int(index[c.BATCH].nunique()),
+        batches=int(index[c.BATCH].nunique()),
         compounds=int(treated[c.COMPOUND].nunique()),
         treatments=int(treated[c.TREATMENT].nunique()),
         labelled_treatments=int(treated[treated[c.MOA].notna()][c.TREATMENT].nunique()),

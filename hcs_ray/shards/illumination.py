@@ -1,69 +1,226 @@
-"""Retrospective illumination functions and intensity percentiles of a plate, from all its fields.
+"""Retrospective illumination functions of a plate, from all its fields.
 
-The mean over fields of block means, smoothed with a gaussian: block means agree with a full-resolution
-filter to about 2e-5 where a plain subsample does not. Each function has mean 1 and is divided by on
-reading; pixels are stored as they were.
+Each field's block means, divided by their own mean so that a bright field weighs no more than a dim one, are
+averaged over the fields, or their median is taken. The logarithm of that is a polynomial of low degree, which
+follows vignetting into the corners where a gaussian alone flattens it, and a remainder, smoothed with a
+gaussian. What two halves of the fields do not agree about is the cells' doing, not the light's: the higher
+degrees and the remainder are shrunk by that agreement (a positive-part Wiener factor).
+
+Each function has mean 1 and is divided by on reading; pixels are stored as they were.
 """
 
 from __future__ import annotations
+
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from hcs_ray.shards.codec import Pixels
-
 FloatArray = npt.NDArray[np.float32]
-_FLOOR = 0.05  # of the mean: a dead corner must not become an infinite gain
+Float64 = npt.NDArray[np.float64]
+
+_FLOOR: Final = 0.05  # of the mean: a dead corner must not become an infinite gain
+_KEPT_DEGREE: Final = 2  # of the polynomial's terms: vignetting from a lamp off the centre
+_DEGREE: Final = 4  # the highest; terms above the kept ones are shrunk together
+MEDIAN_FRAMES: Final = 64  # kept at most for the median, evenly spread over the plate's fields
+_MEDIAN_FRAMES_A_SITE: Final = 8  # at least, however many sites
 
 
 class IlluminationEstimate:
-    """Streaming sums over the fields of one plate, all channels at once."""
+    """What is kept of a plate's fields, all channels at once: running sums, or some frames for a median."""
 
-    def __init__(self, shape: tuple[int, int, int], block_px: int, percents: tuple[float, float]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], block_px: int, method: Literal["mean", "median"], by_site: bool
+    ) -> None:
         self._shape = shape
         self._block = block_px
-        channels, height, width = shape
-        self._sum = np.zeros((channels, -(-height // block_px), -(-width // block_px)))
-        self._percents = percents
-        self._percentiles: list[npt.NDArray[np.float64]] = []
+        self._method = method
+        self._by_site = by_site
+        self._parts: dict[int, _Halves | _Sample] = {}
 
-    def add(self, pixels: Pixels) -> None:
-        """Add one field, (C, H, W) uint16."""
-        self._sum += block_means(pixels, self._block)
-        planes = pixels.reshape(len(pixels), -1)
-        self._percentiles.append(np.percentile(planes, self._percents, axis=1, method="higher"))
+    def add(self, frame: FloatArray, site: int) -> None:
+        """Add the block means of one field, (C, h, w)."""
+        key = site if self._by_site else 0
+        if key not in self._parts:
+            self._parts[key] = _Halves(frame.shape) if self._method == "mean" else _Sample()
+        self._parts[key].add(frame)
+        if self._method == "median":
+            limit = max(MEDIAN_FRAMES // len(self._parts), _MEDIAN_FRAMES_A_SITE)
+            for part in self._parts.values():
+                part.keep(limit)
+
+    @property
+    def sites(self) -> list[int]:
+        """The sites with a function each, in order; [0] where one is for all."""
+        return sorted(self._parts)
 
     def functions(self, sigma: float) -> FloatArray:
-        """(C, H, W) float32, each channel with mean 1; ``sigma`` is a share of the longer side."""
-        _, height, width = self._shape
-        sigma_blocks = sigma * max(height, width) / self._block
-        rows = (np.arange(height) + 0.5) / self._block - 0.5
-        columns = (np.arange(width) + 0.5) / self._block - 0.5
-        planes = []
-        for mean in self._sum / len(self._percentiles):
-            smooth = ndimage.gaussian_filter(mean, sigma_blocks, mode="nearest")
-            full = ndimage.map_coordinates(
-                smooth, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest"
-            )
-            level = full.mean()
-            planes.append(np.maximum(full / level, _FLOOR) if level > 0 else np.ones_like(full))
-        return np.stack(planes).astype(np.float32)
+        """(S, C, H, W) float32, each plane with mean 1; ``sigma`` is a share of a field's longer side."""
+        sigma_blocks = sigma * max(self._shape[1:]) / self._block
+        return np.stack([self._of_site(self._parts[site], sigma_blocks) for site in self.sites])
 
-    def percentiles(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The low and the high percentile of each channel, (C,): medians over the fields.
+    def _of_site(self, part: _Halves | _Sample, sigma_blocks: float) -> FloatArray:
+        planes = zip(*part.halves(), strict=True)
+        return np.stack([self._function(first, second, sigma_blocks) for first, second in planes])
 
-        So that one saturated field does not set the scale of its whole plate.
-        """
-        low, high = np.median(self._percentiles, axis=0)
-        return low, high
+    def _function(self, first: Float64, second: Float64, sigma_blocks: float) -> FloatArray:
+        """One plane (H, W) from the two halves' block means (h, w); ones where they cannot be compared."""
+        height, width = self._shape[1:]
+        if not (np.mean(first) > 0 and np.mean(second) > 0):  # NaN: fewer than two fields have light
+            return np.ones((height, width), np.float32)
+        function = np.exp(_log_function(first, second, (height, width), self._block, sigma_blocks))
+        function /= function.mean()
+        function = np.maximum(function, _FLOOR)
+        return np.asarray(function / function.mean(), np.float32)
 
 
-def block_means(pixels: Pixels | FloatArray, block_px: int) -> npt.NDArray[np.float64]:
+class _Halves:
+    """Sums of normalised frames over two halves of the fields."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._sums = np.zeros((2, *shape))
+        self._counts = np.zeros((2, shape[0]), np.int64)
+        self._seen = 0
+
+    def add(self, frame: FloatArray) -> None:
+        half = _half_of(self._seen)
+        self._seen += 1
+        levels = _levels(frame)
+        lit = levels > 0
+        self._sums[half, lit] += frame[lit] / levels[lit, None, None]
+        self._counts[half] += lit
+
+    def keep(self, limit: int) -> None:
+        """Sums need no limit."""
+
+    def halves(self) -> Float64:
+        """(2, C, h, w) means; NaN in a half without fields that have light."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self._sums / self._counts[:, :, None, None])
+
+
+class _Sample:
+    """Normalised frames of every n-th field, n doubling as the fields come: never more than a limit."""
+
+    def __init__(self) -> None:
+        self._frames: dict[int, FloatArray] = {}
+        self._seen = 0
+        self._stride = 1
+
+    def add(self, frame: FloatArray) -> None:
+        if self._seen % self._stride == 0:
+            levels = _levels(frame)
+            levels[levels == 0] = 1  # a black plane stays one, and a median does not mind a few
+            self._frames[self._seen] = np.asarray(frame / levels[:, None, None], np.float32)
+        self._seen += 1
+
+    def keep(self, limit: int) -> None:
+        """Drop every second frame until there are not more than ``limit``."""
+        while len(self._frames) > limit:
+            self._stride *= 2
+            self._frames = {seen: frame for seen, frame in self._frames.items() if seen % self._stride == 0}
+
+    def halves(self) -> Float64:
+        """(2, C, h, w) medians; NaN in a half without frames."""
+        frames = list(self._frames.values())
+        dealt: tuple[list[FloatArray], list[FloatArray]] = ([], [])
+        for number, frame in enumerate(frames):
+            dealt[_half_of(number)].append(frame)
+        empty = np.full((1, *frames[0].shape), np.nan)
+        with np.errstate(invalid="ignore"):
+            return np.stack([np.median(np.stack(half) if half else empty, axis=0) for half in dealt])
+
+
+def _half_of(number: int) -> int:
+    """0 or 1, without a period that a plate's sites or columns might share (Thue-Morse)."""
+    return number.bit_count() & 1
+
+
+def _levels(frame: FloatArray) -> Float64:
+    return np.asarray(frame.mean(axis=(1, 2), dtype=np.float64))
+
+
+def _log_function(
+    first: Float64, second: Float64, size: tuple[int, int], block_px: int, sigma_blocks: float
+) -> Float64:
+    """The logarithm of a function on all pixels (H, W), from two halves' block means (h, w)."""
+    halves = [np.log(np.maximum(half, _FLOOR * half.mean())) for half in (first, second)]
+    rows, columns = (_Basis(side, block_px) for side in size)
+    terms = [_projected(half, rows.on_blocks, columns.on_blocks) for half in halves]
+    kept = _shrunk(*terms)
+    smooth = _evaluated(kept, rows.on_blocks, columns.on_blocks)
+    rest = [ndimage.gaussian_filter(half - smooth, sigma_blocks, mode="nearest") for half in halves]
+    remainder = _agreement(*rest) * (rest[0] + rest[1]) / 2
+    enlarged = columns.enlarged(rows.enlarged(remainder).T).T
+    return _evaluated(kept, rows.on_pixels, columns.on_pixels) + enlarged
+
+
+# einsum without optimize sums in one order; a matrix product's depends on the threads that BLAS has.
+def _projected(values: Float64, rows: Float64, columns: Float64) -> Float64:
+    return np.asarray(np.einsum("ic,cj->ij", np.einsum("ri,rc->ic", rows, values), columns))
+
+
+def _evaluated(terms: Float64, rows: Float64, columns: Float64) -> Float64:
+    return np.asarray(np.einsum("rj,cj->rc", np.einsum("ri,ij->rj", rows, terms), columns))
+
+
+def _shrunk(first: Float64, second: Float64) -> Float64:
+    """The mean of two halves' polynomial terms, (degree + 1, degree + 1), without those above the degree."""
+    degree = np.add.outer(np.arange(_DEGREE + 1), np.arange(_DEGREE + 1))
+    higher = (degree > _KEPT_DEGREE) & (degree <= _DEGREE)
+    factor = np.where(degree <= _KEPT_DEGREE, 1.0, 0.0)
+    factor[higher] = _agreement(first[higher], second[higher])
+    return np.asarray(factor * (first + second) / 2)
+
+
+def _agreement(first: Float64, second: Float64) -> float:
+    """How much of the mean of two noisy copies is what they share: 0 to 1 (Spearman and Brown's formula)."""
+    power = float((first**2 + second**2).sum()) / 2
+    shared = max(float((first * second).sum()) / power, 0.0) if power > 0 else 0.0
+    return 2 * shared / (1 + shared)
+
+
+class _Basis:
+    """Along one side of n pixels in m blocks: polynomials (m, k) and (n, k), orthonormal over the blocks."""
+
+    def __init__(self, side: int, block_px: int) -> None:
+        starts = np.arange(0, side, block_px)
+        self._centres = (starts + np.minimum(starts + block_px, side) - 1) / 2
+        self._pixels = np.arange(side)
+        degree = min(_DEGREE, len(starts) - 1)
+        on_blocks, on_pixels = (
+            np.polynomial.legendre.legvander(2 * at / side - 1, degree)
+            for at in (self._centres, self._pixels)
+        )
+        orthonormal, triangle = np.linalg.qr(on_blocks)
+        self.on_blocks = _widened(orthonormal)
+        self.on_pixels = _widened(np.linalg.solve(triangle.T, on_pixels.T).T)
+
+    def enlarged(self, values: Float64) -> Float64:
+        """(m, k) to (n, k): linear between the blocks' centres, and on beyond the outermost."""
+        if len(self._centres) == 1:
+            return np.repeat(values, len(self._pixels), axis=0)
+        left = np.searchsorted(self._centres, self._pixels, side="right") - 1
+        left = np.clip(left, 0, len(self._centres) - 2)
+        share = (self._pixels - self._centres[left]) / np.diff(self._centres)[left]
+        return np.asarray(values[left] * (1 - share[:, None]) + values[left + 1] * share[:, None])
+
+
+def _widened(basis: Float64) -> Float64:
+    """With columns of 0 for the degrees that so few blocks do not have."""
+    return np.pad(basis, ((0, 0), (0, _DEGREE + 1 - basis.shape[1])))
+
+
+def block_areas(size: tuple[int, int], block_px: int) -> npt.NDArray[np.int64]:
+    """Pixels in each block of a field of (H, W); blocks at the lower and right edge may be smaller."""
+    rows, columns = (np.diff(np.append(np.arange(0, side, block_px), side)) for side in size)
+    return np.outer(rows, columns)
+
+
+def block_means(pixels: npt.NDArray[np.uint16] | FloatArray, block_px: int) -> Float64:
     """(C, H, W) to (C, ceil(H/b), ceil(W/b)) means of blocks; blocks at the edge may be smaller."""
     _, height, width = pixels.shape
-    rows, columns = np.arange(0, height, block_px), np.arange(0, width, block_px)
-    sums = np.add.reduceat(pixels, columns, axis=2, dtype=np.float64)
-    sums = np.add.reduceat(sums, rows, axis=1)
-    areas = np.outer(np.diff([*rows, height]), np.diff([*columns, width]))
-    return np.asarray(sums / areas)
+    sums = np.add.reduceat(pixels, np.arange(0, width, block_px), axis=2, dtype=np.float64)
+    sums = np.add.reduceat(sums, np.arange(0, height, block_px), axis=1)
+    return np.asarray(sums / block_areas((height, width), block_px))

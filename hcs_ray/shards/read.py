@@ -23,6 +23,7 @@ from hcs_ray.stage import StageRecord
 from hcs_ray.storage import Storage
 
 MANIFEST = "shards/manifest.json"
+_CORRECTIONS_BYTES = 2**30  # of plates whose corrections are kept in memory
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class ShardReader:
         self.manifest: dict[str, Any] = read_manifest(storage, record)
         self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
         self.shape: tuple[int, int, int] = (len(self.channels), *self.manifest["field_px"])
-        self._plate = functools.lru_cache(maxsize=None)(self._load_plate)
+        plate_bytes = 4 * int(np.prod(self.shape))
+        self._plate = functools.lru_cache(max(1, _CORRECTIONS_BYTES // plate_bytes))(self._load_plate)
 
     def pixels(self, shard: str, offset: int, size: int, sha256: str, out: Pixels | None = None) -> Pixels:
         """The raw pixels of one member, (C, H, W) uint16.
@@ -61,13 +63,14 @@ class ShardReader:
         target = np.empty(self.shape, np.uint16) if out is None else out
         return codec.decode(data, target)
 
-    def plate(self, name: str) -> Plate:
-        """The corrections of a plate; loaded once."""
-        return self._plate(name)
-
-    def _load_plate(self, name: str) -> Plate:
+    def plate(self, name: str, site: int | None = None) -> Plate:
+        """The corrections of a plate, for a site where they differ by site; the last few plates are kept."""
         if name not in self.manifest["plates"]:
             raise InputError(f"{self._storage.url}/{MANIFEST}: has no plate {name}")
+        sites = self.manifest["plates"][name]["sites"]
+        return self._plate(name, None if sites is None else sites.index(site))
+
+    def _load_plate(self, name: str, number: int | None) -> Plate:
         plate = self.manifest["plates"][name]
         low, high = (np.asarray(plate[key], np.float32)[:, None, None] for key in ("low", "high"))
         spread = np.maximum(high - low, 1)
@@ -75,6 +78,8 @@ class ShardReader:
             np.load(io.BytesIO(self._record.read(self._storage, f"shards/{path}")), allow_pickle=False)
             for path in plate["illumination"]
         ]
+        if number is not None:
+            functions = [function[number] for function in functions]
         return Plate(gain=(1 / (np.stack(functions) * spread)).astype(np.float32), bias=-low / spread)
 
 

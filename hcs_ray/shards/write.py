@@ -1,288 +1,208 @@
 """`hcs-ray shard`: a raw screen into verified WebDataset tars, an index and a manifest.
 
-One Ray task a plate reads each image once, stores its pixels lossless and, from all fields of the plate,
-estimates illumination and percentiles. A plate that is whole is never written again by a resumed run, and
-the bytes do not depend on the number of workers.
+One Ray task a plate (`hcs_ray.shards.plate`). A plate that is whole is never written again by a resumed run,
+nor by one after plates were added, and the bytes do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-import tifffile
 
 from hcs_ray import contracts as c
-from hcs_ray.config import ShardsConfig
-from hcs_ray.contracts import InputError, Progress
-from hcs_ray.screen import Screen, file_column
-from hcs_ray.screen.bbbc021 import open_screen
+from hcs_ray.config import canonical_digest
+from hcs_ray.contracts import HcsError, InputError, Progress
+from hcs_ray.screen import Screen
+from hcs_ray.screen.sources import open_screen
 from hcs_ray.session import ensure_session, plainly
-from hcs_ray.shards import codec, quality
-from hcs_ray.shards.codec import Pixels
-from hcs_ray.shards.illumination import IlluminationEstimate
-from hcs_ray.stage import StageWriter, parquet_bytes
-from hcs_ray.storage import Storage
+from hcs_ray.shards import codec
+from hcs_ray.shards.plate import FOLDER, Part, PlateJob, is_whole, read_part, write_plate
+from hcs_ray.stage import Claim, parquet_bytes
 from hcs_ray.study import Study
 
-_TAR_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class PlateJob:
-    """What one task needs to write one plate."""
-
-    plate: str
-    fields: pd.DataFrame
-    channels: tuple[str, ...]
-    raw: Storage
-    study: Storage
-    config: ShardsConfig
+INDEX, MANIFEST, PLATES, QUARANTINE = "index.parquet", "manifest.json", "plates.parquet", "quarantine.parquet"
+_POLL_SECONDS = 0.5
+_QUARANTINE_COLUMNS = (c.KEY, c.PLATE, c.WELL, c.SITE, "reason")
 
 
 def shard(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
     """Write ``shards/``; does nothing where it is complete for this screen and configuration."""
     screen = open_screen(study.config.screen, study.storage)
-    claim = study.claim("shard", screen.fingerprint)
+    claim = claim_of(study, screen)
     if not force and study.is_complete("shard", claim):
-        return {"fields": len(screen.fields), "plates": screen.fields[c.PLATE].nunique()}
+        return _figures(study)
+    if screen.absent and study.config.shards.on_error == "fail":
+        first = next(iter(screen.absent.values()))
+        more = f" ({len(screen.absent)} fields lack an image)" if len(screen.absent) > 1 else ""
+        raise InputError(f"{first}{more}; or set shards.on_error to quarantine to leave such fields out")
     with study.writing("shard", claim, force) as writer:
-        _write_plates(screen, study, progress)
-        return _finish(screen, study, writer)
+        jobs = plate_jobs(study, screen, claim)
+        sizes = study.storage.sizes(FOLDER)
+        open_jobs = [job for job in jobs if not is_whole(job, sizes)]
+        run_jobs(write_plate, open_jobs, len(screen.fields), progress)
+        parts = {job.plate: _sound_part(study, job) for job in jobs}
+        for part, job in zip(parts.values(), jobs, strict=True):
+            for path, file in part.about["files"].items():
+                writer.list(path, file)
+            writer.list(job.part_path.removeprefix(f"{FOLDER}/"), part.output)
+        for name, data in screen_files(study, screen, parts).items():
+            writer.write(name, data)
+        writer.prune()
+    return _figures(study)
 
 
-def _write_plates(screen: Screen, study: Study, progress: Progress) -> None:
-    jobs = [
-        PlateJob(
-            str(plate),
-            rows,
-            screen.channels,
-            screen.storage,
-            study.storage,
-            study.config.shards,
+def claim_of(study: Study, screen: Screen) -> Claim:
+    """What the shards follow from: each plate by itself, so that adding one changes no other."""
+    return study.claim("shard", {f"raw {plate}": digest for plate, digest in screen.plates.items()})
+
+
+def plate_jobs(study: Study, screen: Screen, claim: Claim) -> list[PlateJob]:
+    """A job a plate, in the order of the index."""
+    jobs = []
+    for plate, rows in screen.fields.groupby(c.PLATE, sort=True):
+        follows = {"plate": screen.plates[str(plate)], "config": claim.config, "format": c.MANIFEST_FORMAT}
+        jobs.append(
+            PlateJob(
+                plate=str(plate),
+                fields=rows.sort_values(c.KEY, ignore_index=True),
+                channels=screen.channels,
+                source=screen.source,
+                study=study.storage,
+                config=study.config.shards,
+                claim=canonical_digest(follows),
+                absent={key: screen.absent[key] for key in rows[c.KEY] if key in screen.absent},
+                nuclear_channel=screen.nuclear_channel,
+                camera_maximum=screen.camera_maximum,
+            )
         )
-        for plate, rows in screen.fields.groupby(c.PLATE)
-    ]
-    sizes = study.storage.sizes("shards")
-    open_jobs = [job for job in jobs if not _is_whole(job, sizes)]
-    done = len(screen.fields) - sum(len(job.fields) for job in open_jobs)
-    progress(done, len(screen.fields))
-    if not open_jobs:
+    return jobs
+
+
+class _Counter:
+    """Counts the fields that tasks have done, for the progress bar."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, int] = {}
+
+    def set(self, plate: str, fields: int) -> None:
+        self._done[plate] = fields
+
+    def total(self) -> int:
+        return sum(self._done.values())
+
+
+def run_jobs(work: Callable[..., None], jobs: Sequence[PlateJob], fields: int, progress: Progress) -> None:
+    """Run ``work(job, report)`` for each plate as a Ray task; the first failure cancels the others."""
+    done = fields - sum(len(job.fields) for job in jobs)
+    progress(done, fields)
+    if not jobs:
         return
     ensure_session()
-    remote = ray.remote(num_cpus=1)(write_plate)
-    running = {remote.remote(job): job for job in open_jobs}
+    counter: Any = ray.remote(num_cpus=0)(_Counter).remote()
+
+    def task(job: PlateJob, counter: Any) -> None:
+        work(job, lambda fields: counter.set.remote(job.plate, fields))
+
+    remote = ray.remote(num_cpus=1)(task)
+    running = {remote.remote(job, counter): job for job in jobs}
     while running:
-        (first,), _ = ray.wait(list(running), num_returns=1)
-        job = running.pop(first)
-        try:
-            with plainly(f"plate {job.plate}"):
-                ray.get(first)
-        except BaseException:
-            for reference in running:
-                ray.cancel(reference, force=True)
-            raise
-        done += len(job.fields)
-        progress(done, len(screen.fields))
+        finished, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        for first in finished:
+            job = running.pop(first)
+            try:
+                with plainly(f"plate {job.plate}"):
+                    ray.get(first)
+            except BaseException:
+                for reference in running:
+                    ray.cancel(reference, force=True)
+                raise
+            counter.set.remote(job.plate, len(job.fields))
+        progress(done + ray.get(counter.total.remote()), fields)
 
 
-def write_plate(job: PlateJob) -> None:
-    """Write a plate's tars and illumination functions, and last its part of the index."""
-    rows: list[dict[str, Any]] = []
-    tars: list[tuple[str, int, str]] = []
-    estimate: IlluminationEstimate | None = None
-    shape: tuple[int, ...] = ()
-    raw = hashlib.sha256()
-    shard = _ShardFile(job.plate, 0)
-    for _, field in job.fields.iterrows():
-        pixels, hashes = _read_field(job, field)
-        if estimate is None:
-            shape = pixels.shape
-            percents = (job.config.low_percentile, job.config.high_percentile)
-            estimate = IlluminationEstimate(pixels.shape, job.config.illumination_block_px, percents)
-        elif pixels.shape != shape:
-            raise InputError(
-                f"{job.raw.url}/{_first_file(job, field)}: {pixels.shape[1:]} px; others {shape[1:]}"
-            )
-        raw.update("".join(hashes.values()).encode())
-        estimate.add(pixels)
-        image = codec.encode(pixels, job.config.codec)
-        if shard.rows and shard.size + len(image) > job.config.max_shard_mb * 1_000_000:
-            tars.append(shard.close(job.study))
-            shard = _ShardFile(job.plate, len(tars))
-        row = {name: field[name] for name in (c.KEY, *c.FIELD_COLUMNS)}
-        row |= shard.add(field[c.KEY], image, _sample_json(job, row, pixels, hashes))
-        rows.append(row | quality.measure(pixels, job.channels))
-        shard.rows += 1
-    tars.append(shard.close(job.study))
-    assert estimate is not None
-    plate = _write_illumination(job, estimate) | {"raw_sha256": raw.hexdigest(), "shape": list(shape)}
-    plate["tars"] = [{"shard": name, "size": size, "sha256": digest} for name, size, digest in tars]
-    job.study.write(_part_path(job.plate), _part(rows, plate))
+def _sound_part(study: Study, job: PlateJob) -> Part:
+    part = read_part(job)
+    if part is None or part.about["claim"] != job.claim:
+        raise HcsError(f"{study.storage.url}/{job.part_path}: has changed since it was written; run it again")
+    return part
 
 
-class _ShardFile:
-    """One tar in memory: GNU format, no times, no owners, so its bytes follow from its samples."""
-
-    def __init__(self, plate: str, number: int) -> None:
-        self.name = f"{plate}-{number:03d}.tar"
-        self.rows = 0
-        self._buffer = io.BytesIO()
-        self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.GNU_FORMAT)
-
-    @property
-    def size(self) -> int:
-        return self._tar.offset
-
-    def add(self, key: str, image: bytes, sample: bytes) -> dict[str, Any]:
-        """Add a sample; where its image member lies."""
-        self._member(f"{key}.json", sample)
-        self._member(f"{key}.{codec.MEMBER}", image)
-        offset = self._tar.offset - -(-len(image) // _TAR_BLOCK) * _TAR_BLOCK
-        return {
-            c.SHARD: self.name,
-            c.OFFSET: offset,
-            c.SIZE: len(image),
-            c.SHA256: hashlib.sha256(image).hexdigest(),
-        }
-
-    def _member(self, name: str, data: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
-
-    def close(self, study: Storage) -> tuple[str, int, str]:
-        self._tar.close()
-        data = self._buffer.getvalue()
-        study.write(f"shards/{self.name}", data)
-        return self.name, len(data), hashlib.sha256(data).hexdigest()
+def screen_files(study: Study, screen: Screen, parts: Mapping[str, Part]) -> dict[str, bytes]:
+    """What is written of the screen as a whole, from its plates' parts: file below ``shards/`` -> bytes."""
+    whole = {plate: part for plate, part in parts.items() if part.rows.num_rows}
+    files = {}
+    if study.config.shards.on_error == "quarantine":
+        files[QUARANTINE] = _quarantine(parts)
+    if not whole:
+        raise InputError("no field of the screen can be read; the first: " + _first_reason(parts))
+    files[INDEX] = _index(whole)
+    files[PLATES] = _plate_table(whole)
+    files[MANIFEST] = _manifest(study, screen, whole)
+    return files
 
 
-def _read_field(job: PlateJob, field: pd.Series) -> tuple[Pixels, dict[str, str]]:
-    planes, hashes = [], {}
-    for channel in job.channels:
-        path = field[file_column(channel)]
-        data = job.raw.read(path)
-        hashes[channel] = hashlib.sha256(data).hexdigest()
-        planes.append(_decode_tiff(data, f"{job.raw.url}/{path}"))
-    if len({plane.shape for plane in planes}) > 1:
-        raise InputError(f"{job.raw.url}/{_first_file(job, field)}: the channels differ in size")
-    return np.stack(planes), hashes
+def _first_reason(parts: Mapping[str, Part]) -> str:
+    return str(next(row["reason"] for part in parts.values() for row in part.about["quarantine"]))
 
 
-def _decode_tiff(data: bytes, source: str) -> Pixels:
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-            page = tiff.pages[0]
-            expected = sum(page.databytecounts)  # tifffile fills a truncated strip with zeros
-            if max(a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=True)) > len(data):
-                raise InputError(
-                    f"{source}: truncated, has {len(data)} bytes of at least {expected}; copy it again"
-                )
-            plane = page.asarray()
-    except InputError:
-        raise
-    except Exception as error:  # tifffile raises many kinds for a damaged file
-        raise InputError(f"{source}: not a readable TIFF ({error}); copy it again") from None
-    if plane.dtype != np.uint16 or plane.ndim != 2:
-        raise InputError(f"{source}: {plane.dtype} of shape {plane.shape}, not one uint16 plane")
-    return np.asarray(plane, np.uint16)
+def _index(parts: Mapping[str, Part]) -> bytes:
+    rows = [part.rows for part in parts.values()]
+    return parquet_bytes(pa.concat_tables(rows, promote_options="permissive").sort_by(c.KEY))
 
 
-def _first_file(job: PlateJob, field: pd.Series) -> str:
-    return str(field[file_column(job.channels[0])])
+def _plate_table(parts: Mapping[str, Part]) -> bytes:
+    rows = [
+        {c.PLATE: plate, "fields": part.rows.num_rows, "quarantined": len(part.about["quarantine"])}
+        | part.about["quality"]
+        for plate, part in parts.items()
+    ]
+    return parquet_bytes(pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False))
 
 
-def _sample_json(job: PlateJob, row: Mapping[str, Any], pixels: Pixels, hashes: Mapping[str, str]) -> bytes:
-    sample = {
-        "shape": list(pixels.shape),
-        "dtype": "uint16",
-        "channels": list(job.channels),
-        "codec": job.config.codec,
-        "raw_sha256": dict(hashes),
-        **{name: None if pd.isna(row[name]) else row[name] for name in c.FIELD_COLUMNS},
-    }
-    return json.dumps(sample, sort_keys=True).encode()
+def _quarantine(parts: Mapping[str, Part]) -> bytes:
+    rows = [row for part in parts.values() for row in part.about["quarantine"]]
+    table = pd.DataFrame(rows, columns=list(_QUARANTINE_COLUMNS)).astype({c.SITE: "int64"})
+    return parquet_bytes(pa.Table.from_pandas(table.sort_values(c.KEY), preserve_index=False))
 
 
-def _write_illumination(job: PlateJob, estimate: IlluminationEstimate) -> dict[str, Any]:
-    files = []
-    for channel, function in zip(
-        job.channels, estimate.functions(job.config.illumination_sigma), strict=True
-    ):
-        buffer = io.BytesIO()
-        np.save(buffer, function, allow_pickle=False)
-        path = f"illumination/{job.plate}_Illum{channel}.npy"
-        job.study.write(f"shards/{path}", buffer.getvalue())
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        files.append({"path": path, "size": len(buffer.getvalue()), "sha256": digest})
-    low, high = estimate.percentiles()
-    return {"illumination": files, "low": low.tolist(), "high": high.tolist()}
-
-
-def _is_whole(job: PlateJob, sizes: Mapping[str, int]) -> bool:
-    """Whether a plate's part is there, and every file that it lists, with its size."""
-    if _part_path(job.plate) not in sizes:
-        return False
-    part = pq.read_schema(io.BytesIO(job.study.read(_part_path(job.plate))))
-    plate = json.loads(part.metadata[b"plate"])
-    files = {tar["shard"]: tar["size"] for tar in plate["tars"]}
-    files |= {file["path"]: file["size"] for file in plate["illumination"]}
-    return all(sizes.get(f"shards/{path}") == size for path, size in files.items())
-
-
-def _part_path(plate: str) -> str:
-    return f"shards/parts/{plate}.parquet"
-
-
-def _part(rows: list[dict[str, Any]], plate: Mapping[str, Any]) -> bytes:
-    table = pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False)
-    return parquet_bytes(table.replace_schema_metadata({"plate": json.dumps(plate, sort_keys=True)}))
-
-
-def _parts(screen: Screen, study: Study) -> Iterator[tuple[str, bytes, pa.Table]]:
-    for plate in sorted(screen.fields[c.PLATE].unique()):
-        data = study.storage.read(_part_path(plate))
-        yield plate, data, pq.read_table(io.BytesIO(data))
-
-
-def _finish(screen: Screen, study: Study, writer: StageWriter) -> dict[str, Any]:
-    tables, plates = [], {}
-    for plate, data, table in _parts(screen, study):
-        entry = json.loads(table.schema.metadata[b"plate"])
-        for tar in entry.pop("tars"):
-            writer.add(tar["shard"], tar["size"], tar["sha256"])
-        for file in entry["illumination"]:
-            writer.add(file["path"], file["size"], file["sha256"])
-        entry["illumination"] = [file["path"] for file in entry["illumination"]]
-        writer.add(f"parts/{plate}.parquet", len(data), hashlib.sha256(data).hexdigest())
-        plates[plate] = entry
-        tables.append(table.replace_schema_metadata(None))
-    shapes = {tuple(entry.pop("shape")) for entry in plates.values()}
-    if len(shapes) > 1:
-        raise InputError(f"{screen.storage.url}: plates differ in the size of their fields: {sorted(shapes)}")
-    index = pa.concat_tables(tables, promote_options="permissive").sort_by(c.KEY)
-    writer.write("index.parquet", parquet_bytes(index))
+def _manifest(study: Study, screen: Screen, parts: Mapping[str, Part]) -> bytes:
+    kept = ("claim", "raw_xxh3_128", "low", "high", "sites", "illumination")
     manifest = {
         "format": c.MANIFEST_FORMAT,
-        "fields": index.num_rows,
+        "fields": sum(part.rows.num_rows for part in parts.values()),
         "channels": list(screen.channels),
-        "field_px": list(shapes.pop()[1:]),
-        "member": codec.MEMBER,
+        "field_px": _field_px(parts),
         "codec": study.config.shards.codec,
+        "member": codec.member(study.config.shards.codec),
         "correction": "(pixel / illumination - low) / (high - low), by plate and channel",
-        "plates": plates,
-        "raw": screen.fingerprint,
+        "plates": {plate: {name: part.about[name] for name in kept} for plate, part in parts.items()},
+        "tables": screen.tables,
     }
-    writer.write("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    return {"fields": index.num_rows, "plates": len(plates)}
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _field_px(parts: Mapping[str, Part]) -> list[int]:
+    sizes = {plate: tuple(part.about["shape"][1:]) for plate, part in parts.items()}
+    first, size = next(iter(sizes.items()))
+    if other := next((plate for plate in sizes if sizes[plate] != size), None):
+        raise InputError(
+            f"the fields of plate {other} have {sizes[other][0]} x {sizes[other][1]} px, those of {first} "
+            f"{size[0]} x {size[1]}; choose plates of one size with screen.plates"
+        )
+    return list(size)
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    record = study.require("shard")
+    table = record.read_table(study.storage, f"{FOLDER}/{PLATES}", ["fields"])
+    figures: dict[str, Any] = {"fields": int(table["fields"].sum()), "plates": len(table)}
+    if f"{FOLDER}/{QUARANTINE}" in record.outputs:
+        left_out = len(record.read_table(study.storage, f"{FOLDER}/{QUARANTINE}", [c.KEY]))
+        if left_out:
+            figures["QUARANTINED"] = f"{left_out} fields (shards/{QUARANTINE} says why)"
+    return figures

@@ -1,8 +1,8 @@
-"""A screen drawn in BBBC021's own layout, with the truth beside it, for demonstrations and tests."""
+"""A drawn screen, in BBBC021's own layout or in a very different one, with the truth beside it."""
 
 from __future__ import annotations
 
-from hcs_ray.screen.synthetic.generate import generate
+from hcs_ray.screen.synthetic.generate import generate, screen_section
 from hcs_ray.screen.synthetic.settings import SyntheticConfig
 
-__all__ = ["SyntheticConfig", "generate"]
+__all__ = ["SyntheticConfig", "generate", "screen_section"]

@@ -163,7 +163,7 @@ def truth_of(field: FieldPlan, cells: Cells) -> dict[str, object]:
     shapes = zip(NAMES, means.tolist(), strict=True)
     row |= {f"Shape_{name}": mean if len(cells) else None for name, mean in shapes}
     row["Shape_count"] = float(clip(bases() + true.strength * true.compound.effect)[INDEX["count"]])
-    return row | field.nuisance.columns()
+    return row | field.nuisance.columns(field.config.assay.channels)
 
 
 def _labels(prefix: str, item: Treatment) -> dict[str, object]:

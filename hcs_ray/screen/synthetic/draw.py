@@ -1,48 +1,60 @@
-"""Drawing a field: DAPI, tubulin and actin of its cells, then the microscope and what goes wrong."""
+"""Drawing a field: the stains of its cells, then the microscope and what goes wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hcs_ray.screen.synthetic.canvas import Canvas, Territory, canvas, territory, window_at
-from hcs_ray.screen.synthetic.cells import INTERPHASE, Cells, FieldPlan, sample_cells
-from hcs_ray.screen.synthetic.curves import dropped, foci, microtubules, needles, stress_fibres
-from hcs_ray.screen.synthetic.nuclei import draw_nuclei
-from hcs_ray.screen.synthetic.nuisance import Image, expose, spoil
+from hcs_ray.screen.synthetic.assays import LayoutName
+from hcs_ray.screen.synthetic.canvas import Canvas, Territory, canvas, territory
+from hcs_ray.screen.synthetic.cells import Cells, FieldPlan, sample_cells
+from hcs_ray.screen.synthetic.nuclei import Nuclei, draw_nuclei
+from hcs_ray.screen.synthetic.nuisance import Image, Pixels, expose, spoil
+from hcs_ray.screen.synthetic.painting import painted
 from hcs_ray.screen.synthetic.settings import source_of_chance
+from hcs_ray.screen.synthetic.stains import actin, tubulin
 
-LIGHT: Final = (8900.0, 6300.0, 2800.0)  # counts of a unit of DAPI, tubulin and actin
 
-
-def draw_field(field: FieldPlan) -> list[NDArray[np.uint16]]:
-    """The images of a field: DAPI, tubulin and actin, each (height, width) uint16, multiples of 16."""
-    config = field.config
+def draw_field(field: FieldPlan) -> list[Pixels]:
+    """The images of a field, a channel each: (height, width) uint16, as the assay's camera records them."""
+    config, nuisance = field.config, field.nuisance
     chance = source_of_chance(config.seed, "draw", field.key)
     plane = canvas((config.height_px, config.width_px), config.cell_diameter_px, chance)
     light = [
-        _hazed(part * np.float32(unit), haze, plane)
-        for part, unit, haze in zip(
-            _stains(sample_cells(field), plane, field.nuisance.blur), LIGHT, field.nuisance.haze, strict=True
-        )
+        _hazed(part * np.float32(stain.light), haze, plane)
+        for part, stain, haze in zip(_stains(field, plane), config.assay.stains, nuisance.haze, strict=True)
     ]
     if field.artefact is not None:
-        light = spoil(light, field.artefact, chance, plane.diameter)
-    return expose(light, field.nuisance, chance)
+        light = spoil(light, field.artefact, config.assay, chance, plane.diameter)
+    return expose(light, nuisance, config.assay, chance)
 
 
-def _stains(cells: Cells, plane: Canvas, blur: float) -> list[Image]:
-    """The three stains in focus, blurred by the optics."""
+def _stains(field: FieldPlan, plane: Canvas) -> list[Image]:
+    """The stains in focus, blurred by the optics."""
     from scipy.ndimage import gaussian_filter
 
+    cells = sample_cells(field)
     if len(cells) == 0:
-        return [np.zeros(plane.size, np.float32) for _ in range(3)]
+        return [np.zeros(plane.size, np.float32) for _ in field.config.assay.stains]
     ground = territory(cells, plane)
-    dna, hole = draw_nuclei(cells, plane)
-    stains = (dna, _tubulin(cells, ground, hole, plane), _actin(cells, ground, hole, plane))
-    return [gaussian_filter(stain, 0.015 * plane.diameter * blur) for stain in stains]
+    stains = _STAINING[field.config.layout](cells, ground, draw_nuclei(cells, plane), plane)
+    return [gaussian_filter(stain, 0.015 * plane.diameter * field.nuisance.blur) for stain in stains]
+
+
+def _dapi_tubulin_actin(cells: Cells, ground: Territory, nuclei: Nuclei, plane: Canvas) -> tuple[Image, ...]:
+    return (
+        nuclei.dna,
+        tubulin(cells, ground, nuclei.hole, plane),
+        actin(cells, ground, nuclei.hole, plane),
+    )
+
+
+_STAINING: Final[Mapping[LayoutName, Callable[[Cells, Territory, Nuclei, Canvas], tuple[Image, ...]]]] = {
+    "bbbc021": _dapi_tubulin_actin,
+    "cellpainting": painted,
+}
 
 
 def _hazed(light: Image, share: float, plane: Canvas) -> Image:
@@ -54,65 +66,3 @@ def _hazed(light: Image, share: float, plane: Canvas) -> Image:
     scale = [full / part for full, part in zip(light.shape, coarse.shape, strict=True)]
     scattered = zoom(coarse, scale, order=1)
     return np.asarray(light * np.float32(1.0 - share) + scattered * np.float32(share), np.float32)
-
-
-def _tubulin(cells: Cells, ground: Territory, hole: Image, plane: Canvas) -> Image:
-    """A diffuse part, brightest around the nucleus, and microtubules: single, bundled, or a spindle."""
-    rounded = cells.state != INTERPHASE
-    level = (np.exp(cells.shape("tubulin_level")) * np.where(rounded, 1.3, 0.6)).astype(np.float32)
-    depth = np.minimum(ground.depth, np.float32(1.0))
-    diffuse = level[ground.owner] * ground.inside * (np.float32(1.25) - np.float32(0.75) * depth)
-    diffuse *= (np.float32(1.0) + np.float32(0.16) * plane.grain) * (
-        np.float32(1.0) - np.float32(0.55) * hole
-    )
-    bundle, fibres = cells.shape("tubulin_bundle"), microtubules(cells, plane)
-    lines = dropped(fibres, fibres.light * (1.0 - bundle), plane, ground, 0.011)
-    lines += dropped(fibres, fibres.light * bundle, plane, ground, 0.022)
-    shade = np.where(rounded, 0.0, 0.72).astype(np.float32)[ground.owner] * hole
-    return np.asarray(
-        diffuse + lines * np.maximum(np.float32(1.0) - shade, 0.0) + _aggregates(cells, plane), np.float32
-    )
-
-
-def _aggregates(cells: Cells, plane: Canvas) -> Image:
-    """One bright body beside each nucleus."""
-    out = np.zeros(plane.size, np.float32)
-    strength = cells.shape("tubulin_aggregate")
-    side = plane.chance.uniform(0.0, 2.0 * np.pi, len(cells))
-    away = 0.2 * plane.diameter * np.exp(cells.shape("nucleus_size"))
-    radius = 0.085 * plane.diameter * np.exp(0.2 * plane.chance.normal(size=len(cells)))
-    for number in np.flatnonzero((strength > 0.1) & (cells.state == INTERPHASE)):
-        centre_y = cells.y[number] + away[number] * np.sin(side[number])
-        centre_x = cells.x[number] + away[number] * np.cos(side[number])
-        window, y, x = window_at(centre_y, centre_x, 3.0 * radius[number], plane.size)
-        body = np.exp(-(y * y + x * x) / np.float32(radius[number] ** 2))
-        out[window] += np.float32(2.6 * strength[number]) * body
-    return out
-
-
-def _actin(cells: Cells, ground: Territory, hole: Image, plane: Canvas) -> Image:
-    """A diffuse part, the rim, junctions between cohesive cells, stress fibres, lumps, needles."""
-    rounded = cells.state != INTERPHASE
-    level = (np.exp(cells.shape("actin_level")) * np.where(rounded, 1.1, 0.7)).astype(np.float32)
-    rim = (cells.shape("actin_cortex") * np.where(rounded, 1.5, 1.0)).astype(np.float32)
-    uneven = np.float32(1.0) + np.float32(0.3) * plane.grain
-    light = (
-        level[ground.owner]
-        * ground.inside
-        * (0.5 + 0.5 * uneven)
-        * (np.float32(1.0) - np.float32(0.45) * hole)
-    )
-    light += rim[ground.owner] * _ridge((ground.depth - np.float32(0.95)) / np.float32(0.07)) * uneven
-    junction = 2.6 * np.maximum(cells.shape("cohesion") - 0.1, 0.0)
-    meeting = _ridge((ground.second - ground.depth) / np.float32(0.11)) * (ground.second < 1.25)
-    light += junction.astype(np.float32)[ground.owner] * meeting * ground.inside
-    fibres, lumps, spikes = stress_fibres(cells, plane), foci(cells, plane), needles(cells, plane)
-    light += dropped(fibres, fibres.light, plane, ground, 0.012) * (np.float32(1.0) - np.float32(0.5) * hole)
-    light += dropped(lumps, lumps.light, plane, ground, 0.028)
-    light += dropped(spikes, spikes.light, plane, None, 0.012)
-    return np.asarray(light, np.float32)
-
-
-def _ridge(distance: Image) -> Image:
-    """1 where the distance is 0, falling off like a Gaussian."""
-    return np.asarray(np.exp(-np.square(np.clip(distance, -6.0, 6.0))), np.float32)

@@ -7,40 +7,50 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Final, Protocol
 
 from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.screen.synthetic.assays import LayoutName
+from hcs_ray.screen.synthetic.bbbc021_files import Bbbc021Files
+from hcs_ray.screen.synthetic.cells import FieldPlan
 from hcs_ray.screen.synthetic.draw import draw_field
-from hcs_ray.screen.synthetic.layout import Screen, plan
+from hcs_ray.screen.synthetic.layout import Plate, Screen, plan
+from hcs_ray.screen.synthetic.nuisance import Pixels
+from hcs_ray.screen.synthetic.painting_files import PaintingFiles
 from hcs_ray.screen.synthetic.settings import SyntheticConfig
-from hcs_ray.screen.synthetic.tables import (
-    COMPOUND_TABLE,
-    IMAGE_TABLE,
-    MOA_TABLE,
-    TRUTH_TABLE,
-    compound_table,
-    fields_of,
-    file_names,
-    image_table,
-    moa_table,
-    truth_rows,
-    write_truth,
-)
+from hcs_ray.screen.synthetic.truth import TRUTH_TABLE, fields_of, truth_rows, write_truth
 
 SETTINGS_FILE: Final = "generate.json"
 DRAWING: Final = 1  # raised when the same settings draw other pixels
+_UNSAID: Final = {"layout": "bbbc021"}  # as in folders that were drawn before there was another
 FIELDS_A_TASK: Final = 16
 Progress = Callable[[int, int], None]
 Truth = list[dict[str, object]]
+
+
+class Files(Protocol):
+    """How a layout lies in a folder."""
+
+    def folder(self, plate: Plate) -> str:
+        """The plate's folder, below the screen's."""
+
+    def write(self, folder: Path, field: FieldPlan, images: Sequence[Pixels]) -> None:
+        """A field's images into its plate's folder."""
+
+    def tables(self, screen: Screen) -> dict[str, Callable[[], str]]:
+        """Path -> text of each table; where the last one stands, the screen is whole."""
+
+    def section(self, folder: str) -> dict[str, Any]:
+        """The section ``screen`` of a study that reads the screen from a folder."""
+
+
+_FILES: Final[Mapping[LayoutName, Files]] = {"bbbc021": Bbbc021Files(), "cellpainting": PaintingFiles()}
 
 
 def generate(
@@ -70,24 +80,32 @@ def generate(
         raise HcsError(f"drawing the screen in {folder} failed: {error}") from error
 
 
+def screen_section(config: SyntheticConfig, folder: str) -> dict[str, Any]:
+    """The section ``screen`` of a study that reads what `generate` drew into a folder."""
+    return _FILES[config.layout].section(folder)
+
+
 def _complete(screen: Screen, folder: Path, workers: int, progress: Progress) -> None:
     """Draws what a folder with the right settings still lacks."""
-    missing = [number for number, plate in enumerate(screen.plates) if not (folder / plate.name).is_dir()]
-    if not missing and (folder / IMAGE_TABLE).is_file():
+    files = _FILES[screen.config.layout]
+    plates = [folder / files.folder(plate) for plate in screen.plates]
+    missing = [number for number, plate in enumerate(plates) if not plate.is_dir()]
+    tables = [folder / name for name in files.tables(screen)]
+    if not missing and tables[-1].is_file():
         progress(screen.fields, screen.fields)
         return
-    (folder / IMAGE_TABLE).unlink(missing_ok=True)
-    _sweep(folder)
+    tables[-1].unlink(missing_ok=True)
+    _sweep(folder, tables)
     truth = _draw(screen, folder, missing, workers, progress)
     _write_tables(screen, folder, truth)
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, tables: list[Path]) -> None:
     """Removes what a killed run left half-written."""
     for plate in folder.glob(".*.partial"):
         shutil.rmtree(plate, ignore_errors=True)
-    for name in (SETTINGS_FILE, TRUTH_TABLE, MOA_TABLE, COMPOUND_TABLE, IMAGE_TABLE):
-        for file in folder.glob(f".{name}.*.tmp"):
+    for path in (folder / SETTINGS_FILE, folder / TRUTH_TABLE, *tables):
+        for file in path.parent.glob(f".{path.name}.*.tmp"):
             file.unlink()
 
 
@@ -106,7 +124,8 @@ def _claim(config: SyntheticConfig, folder: Path) -> None:
     foreign = sorted(item.name for item in folder.iterdir() if not item.name.startswith((".", "_")))
     if foreign:
         raise InputError(f"{folder} holds {foreign[0]!r}, which generate did not write; name an empty folder")
-    _write_atomically(path, json.dumps(settings, indent=1) + "\n")
+    said = {name: value for name, value in settings.items() if (name, value) not in _UNSAID.items()}
+    _write_atomically(path, json.dumps(said, indent=1) + "\n")
 
 
 def _refuse_other_settings(path: Path, settings: dict[str, object]) -> None:
@@ -116,6 +135,7 @@ def _refuse_other_settings(path: Path, settings: dict[str, object]) -> None:
         raise InputError(f"{path} is not JSON ({error}); name an empty folder") from error
     if not isinstance(begun, dict):
         raise InputError(f"{path} does not hold the settings of a screen; name an empty folder")
+    begun = _UNSAID | begun
     for name in dict.fromkeys([*settings, *begun]):
         if begun.get(name) != settings.get(name):
             raise InputError(
@@ -139,7 +159,9 @@ def _draw(screen: Screen, folder: Path, missing: list[int], workers: int, progre
         done += stop - start
         left[number] -= 1
         if left[number] == 0:
-            partial.rename(folder / screen.plates[number].name)
+            whole = folder / _FILES[screen.config.layout].folder(screen.plates[number])
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(whole)
         progress(done, screen.fields)
     return [row for place in sorted(truth) for row in truth[place]]
 
@@ -194,29 +216,18 @@ def _work(config: SyntheticConfig, partial: Path | None, number: int, start: int
     screen = _planned(config)
     fields = fields_of(screen, screen.plates[number], start, stop)
     for field in fields if partial is not None else ():
-        names = file_names(config.seed, field.plate, field.well, field.site)
-        for name, image in zip(names, draw_field(field), strict=True):
-            _write_tiff(Path(str(partial)) / name, image)
+        _FILES[config.layout].write(Path(str(partial)), field, draw_field(field))
     return truth_rows(fields)
 
 
-def _write_tiff(path: Path, image: NDArray[np.uint16]) -> None:
-    import tifffile
-
-    tifffile.imwrite(path, image, photometric="minisblack", metadata=None, software=False)
-
-
 def _write_tables(screen: Screen, folder: Path, truth: Truth) -> None:
-    """The truth, the small tables and, as the sign that the screen is whole, the image table."""
+    """The truth and the tables, the last of which is the sign that the screen is whole."""
     temporary = folder / f".{TRUTH_TABLE}.{os.getpid()}.tmp"
     write_truth(truth, temporary)
     os.replace(temporary, folder / TRUTH_TABLE)
-    for name, text in (
-        (MOA_TABLE, moa_table(screen)),
-        (COMPOUND_TABLE, compound_table(screen)),
-        (IMAGE_TABLE, image_table(screen)),
-    ):
-        _write_atomically(folder / name, text)
+    for name, text in _FILES[screen.config.layout].tables(screen).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        _write_atomically(folder / name, text())
 
 
 def _write_atomically(path: Path, text: str) -> None:

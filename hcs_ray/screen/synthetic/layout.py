@@ -1,9 +1,10 @@
-"""Which compound lies where: weeks, plates, wells, doses, labels and their errors, as in BBBC021."""
+"""Which compound lies where: weeks, plates, wells, doses, labels and their errors, nested as in BBBC021."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Final, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcs_ray.contracts import InputError
+from hcs_ray.screen.synthetic.assays import LayoutName
 from hcs_ray.screen.synthetic.phenotypes import (
     COMPOUND_NAMES,
     MOA_EFFECTS,
@@ -23,12 +25,6 @@ from hcs_ray.screen.synthetic.phenotypes import (
 )
 from hcs_ray.screen.synthetic.settings import SyntheticConfig, source_of_chance
 
-ROWS: Final = "BCDEFG"
-COLUMNS: Final = tuple(f"{column:02d}" for column in range(2, 12))
-WELLS: Final = tuple(row + column for row in ROWS for column in COLUMNS)
-# The real screen's control wells; a screen with fewer takes them alternately from either side of the plate.
-DMSO_WELLS: Final = ("B02", "E11", "C02", "F11", "D02", "G11")
-TAXOL_WELLS: Final = ("B11", "E02", "C11", "F02", "D11", "G02")
 CONTROL_CONCENTRATION: Final = Decimal("0.3")
 DOSES: Final = tuple(Decimal(digit).scaleb(power) for power in range(-4, 3) for digit in (1, 3))
 HILL_SLOPE: Final = 3.0
@@ -71,11 +67,16 @@ class Well:
 
 @dataclass(frozen=True)
 class Plate:
-    """A plate of a week (both counted from 1), with its wells in order of their names."""
+    """A plate of a week (both counted from 1), with its wells in order of their names.
+
+    ``batch`` is what the screen calls the week; the replicates of one ``layout`` (from 0) hold the same.
+    """
 
     name: str
+    batch: str
     week: int
     number: int
+    layout: int
     replicate: int
     wells: tuple[Well, ...]
 
@@ -200,17 +201,39 @@ def _week_plates(config: SyntheticConfig, week: int, compounds: tuple[Compound, 
     wells = [_layout(config, week, layout, items, control) for layout, items in enumerate(treatments)]
     for number in range(plates):
         layout, replicate = divmod(number, config.replicates)
-        name = f"Week{week}_{20_121 + 2000 * week + 240 * layout + 20 * replicate}"
-        yield Plate(name, week, number + 1, replicate + 1, wells[layout])
+        batch, name = _NAMING[config.layout](week, layout, replicate)
+        yield Plate(name, batch, week, number + 1, layout, replicate + 1, wells[layout])
+
+
+def _by_week(week: int, layout: int, replicate: int) -> tuple[str, str]:
+    """Batch and plate as BBBC021 calls them."""
+    return f"Week{week}", f"Week{week}_{20_121 + 2000 * week + 240 * layout + 20 * replicate}"
+
+
+def _by_barcode(week: int, layout: int, replicate: int) -> tuple[str, str]:
+    """A batch named for its day, and a barcode that says nothing."""
+    return f"{day_of(week):%Y_%m_%d}_Batch{week}", f"BR{116_835 + 200 * week + 12 * layout + replicate:08d}"
+
+
+def day_of(week: int) -> date:
+    """The day on which a week's plates were photographed."""
+    return date(2021, 4, 19) + timedelta(weeks=week)
+
+
+_NAMING: Final[Mapping[LayoutName, Callable[[int, int, int], tuple[str, str]]]] = {
+    "bbbc021": _by_week,
+    "cellpainting": _by_barcode,
+}
 
 
 def _layout(
     config: SyntheticConfig, week: int, layout: int, treatments: list[Treatment], control: Treatment
 ) -> tuple[Well, ...]:
     """Controls at their fixed wells, treatments at wells drawn once for the layout."""
-    content = {well: dmso() for well in DMSO_WELLS[: config.dmso_wells]}
-    content |= dict.fromkeys(TAXOL_WELLS[: config.taxol_wells], control)
-    free = [well for well in WELLS if well not in DMSO_WELLS + TAXOL_WELLS]
+    assay = config.assay
+    content = {well: dmso() for well in assay.dmso_wells[: config.dmso_wells]}
+    content |= dict.fromkeys(assay.taxol_wells[: config.taxol_wells], control)
+    free = [well for well in assay.wells if well not in assay.dmso_wells + assay.taxol_wells]
     if len(treatments) > len(free):
         raise InputError(
             f"synthetic screen: week {week} needs {len(treatments)} treated wells on a plate and a plate has "
@@ -227,7 +250,7 @@ def _mislabel(config: SyntheticConfig, plates: list[Plate]) -> list[Plate]:
         (number, place)
         for number, plate in enumerate(plates)
         for place, well in enumerate(plate.wells)
-        if _labelled(well.said) and well.name not in TAXOL_WELLS and _others(plate, well)
+        if _labelled(well.said) and well.name not in config.assay.taxol_wells and _others(plate, well)
     ]
     if not places or config.mislabelled_rate == 0.0:
         return plates

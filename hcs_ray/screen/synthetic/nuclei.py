@@ -33,15 +33,24 @@ class Body:
     nucleolus_depth: float = 0.0
 
 
-def draw_nuclei(cells: Cells, plane: Canvas) -> tuple[Image, Image]:
-    """The DNA, and where nuclei and vacuoles keep the other stains out: two maps (height, width)."""
-    dna = np.zeros(plane.size, np.float32)
-    hole = np.zeros(plane.size, np.float32)
+@dataclass(frozen=True)
+class Nuclei:
+    """Maps (height, width): DNA, where nuclei and vacuoles keep other stains out, nucleoli."""
+
+    dna: Image
+    hole: Image
+    nucleoli: Image
+
+
+def draw_nuclei(cells: Cells, plane: Canvas) -> Nuclei:
+    """The nuclei, chromosomes, micronuclei and vacuoles of all cells."""
+    dna, hole, nucleoli = (np.zeros(plane.size, np.float32) for _ in range(3))
+    nuclei = Nuclei(dna, hole, nucleoli)
     for number in range(len(cells)):
         texture = float(1.2 * cells.shape("nucleus_texture")[number])
         for body in _bodies(cells, number, plane.diameter, plane.chance):
-            _add(body, texture, plane.grain, dna, hole)
-    return dna, hole
+            _add(body, texture, plane.grain, nuclei)
+    return nuclei
 
 
 def _bodies(cells: Cells, number: int, diameter: float, chance: np.random.Generator) -> Iterator[Body]:
@@ -115,8 +124,9 @@ def _vacuoles(cells: Cells, number: int, diameter: float, chance: np.random.Gene
         yield Body(y, x, radius, radius, 0.0, 0.0, 6.0, hole=1.75)
 
 
-def _add(body: Body, texture: float, grain: Image, dna: Image, hole: Image) -> None:
-    """Adds a body to both maps."""
+def _add(body: Body, texture: float, grain: Image, nuclei: Nuclei) -> None:
+    """Adds a body to all maps."""
+    dna, hole, nucleoli = nuclei.dna, nuclei.hole, nuclei.nucleoli
     window, y, x = window_at(
         body.y, body.x, 1.5 * max(body.long, body.short) + 2.0, (dna.shape[0], dna.shape[1])
     )
@@ -131,5 +141,7 @@ def _add(body: Body, texture: float, grain: Image, dna: Image, hole: Image) -> N
     mask *= 1.0 - body.hollow * np.exp(-np.minimum(square / 0.45, 30.0))
     for centre_u, centre_v in body.nucleoli:
         near = (u - np.float32(centre_u)) ** 2 + (v - np.float32(centre_v)) ** 2
-        mask *= 1.0 - body.nucleolus_depth * np.exp(-np.minimum(near / 0.035, 30.0))
+        spot = body.nucleolus_depth * np.exp(-np.minimum(near / 0.035, 30.0))
+        nucleoli[window] = np.maximum(nucleoli[window], spot)
+        mask *= 1.0 - spot
     dna[window] += np.float32(body.light) * mask * np.maximum(1.0 + texture * grain[window], 0.1)

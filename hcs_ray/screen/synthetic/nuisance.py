@@ -8,15 +8,13 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hcs_ray.screen.synthetic.assays import Assay
 from hcs_ray.screen.synthetic.settings import SyntheticConfig, source_of_chance
 
 Image = NDArray[np.float32]
-CHANNELS: Final = ("DAPI", "Tubulin", "Actin")
+Pixels = NDArray[np.uint16]
 ArtefactKind = Literal["out_of_focus", "saturation", "debris", "empty", "bubble"]
 ARTEFACTS: Final[tuple[ArtefactKind, ...]] = get_args(ArtefactKind)
-# Background in camera counts of an average plate, near the 1st percentiles of BBBC021.
-BACKGROUND: Final = np.array([880.0, 1200.0, 930.0])
-FULL_SCALE: Final = 65_520  # the 12-bit camera's 4095, times 16
 _WEEK_SPREAD: Final = {
     "gain": 0.25, "background": 0.17, "density": 0.15, "haze": 0.4, "vignette": 0.3, "blur": 0.12,
 }  # fmt: skip
@@ -36,12 +34,12 @@ class Nuisance:
     density: float  # cells relative to an average plate
     blur: float  # of the optics, relative
 
-    def columns(self) -> dict[str, float]:
+    def columns(self, channels: tuple[str, ...]) -> dict[str, float]:
         """One number a column, for the truth: ``Nuisance_gain_DAPI`` ..."""
         columns: dict[str, float] = {}
         for name, value in asdict(self).items():
             if isinstance(value, tuple):
-                parts = zip(CHANNELS, value, strict=True)
+                parts = zip(channels, value, strict=True)
                 columns |= {f"Nuisance_{name}_{channel}": part for channel, part in parts}
             else:
                 columns[f"Nuisance_{name}"] = value
@@ -50,24 +48,26 @@ class Nuisance:
 
 def nuisance_of(config: SyntheticConfig, week: int, plate: str, well: str) -> Nuisance:
     """The nuisance in force in a well: the week's, the plate's, a tilt across the plate, the well's own."""
-    size = config.nuisance_strength
+    size, number = config.nuisance_strength, len(config.assay.stains)
+    middle, reach = config.assay.columns
     plate_chance = source_of_chance(config.seed, "plate", plate)
     well_chance = source_of_chance(config.seed, "well", plate, well)
-    tilt = plate_chance.normal(size=3) * 0.05 * (int(well[1:]) - 6.5) / 4.5
+    tilt = plate_chance.normal(size=number) * 0.05 * (int(well[1:]) - middle) / reach
 
     def channelwise(name: str) -> NDArray[np.float64]:
-        own = _PLATE_SHARE * plate_chance.normal(size=3)
-        return np.asarray(size * _WEEK_SPREAD[name] * (_week_levels(config, name, 3)[week - 1] + own))
+        own = _PLATE_SHARE * plate_chance.normal(size=number)
+        return np.asarray(size * _WEEK_SPREAD[name] * (_week_levels(config, name, number)[week - 1] + own))
 
     def single(name: str) -> float:
         own = _PLATE_SHARE * plate_chance.normal()
         return size * _WEEK_SPREAD[name] * float(_week_levels(config, name, 1)[week - 1, 0] + own)
 
-    gain = channelwise("gain") + size * (tilt + 0.04 * well_chance.normal(size=3))
+    gain = channelwise("gain") + size * (tilt + 0.04 * well_chance.normal(size=number))
+    background = np.array([stain.background for stain in config.assay.stains])
     centre_y, centre_x = size * 0.25 * plate_chance.normal(size=2)
     return Nuisance(
         gain=tuple(np.exp(gain).tolist()),
-        background=tuple((BACKGROUND * np.exp(channelwise("background"))).tolist()),
+        background=tuple((background * np.exp(channelwise("background"))).tolist()),
         haze=tuple((0.10 * np.exp(channelwise("haze"))).tolist()),
         vignette=tuple((0.22 * size * np.exp(channelwise("vignette"))).tolist()),
         centre_y=float(centre_y),
@@ -107,7 +107,7 @@ def artefact_of(config: SyntheticConfig, key: str) -> Artefact | None:
 
 
 def spoil(
-    light: list[Image], artefact: Artefact, chance: np.random.Generator, diameter: float
+    light: list[Image], artefact: Artefact, assay: Assay, chance: np.random.Generator, diameter: float
 ) -> list[Image]:
     """The channels' light (height, width), in counts over background, with an artefact in it.
 
@@ -116,11 +116,11 @@ def spoil(
     if artefact.kind == "out_of_focus":
         return _defocus(light, artefact.severity * 0.13 * diameter)
     if artefact.kind == "saturation":
-        channel = int(chance.integers(3))
+        channel = int(chance.integers(len(light)))
         gain = np.float32(1.0 + 14.0 * artefact.severity**1.5)
         return [part * gain if number == channel else part for number, part in enumerate(light)]
     if artefact.kind == "debris":
-        return _debris(light, artefact.severity, chance, diameter)
+        return _debris(light, artefact.severity, assay, chance, diameter)
     if artefact.kind == "bubble":
         return _bubble(light, artefact.severity, chance)
     return light
@@ -132,7 +132,9 @@ def _defocus(light: list[Image], sigma: float) -> list[Image]:
     return [gaussian_filter(part, sigma, mode="reflect") for part in light]
 
 
-def _debris(light: list[Image], severity: float, chance: np.random.Generator, diameter: float) -> list[Image]:
+def _debris(
+    light: list[Image], severity: float, assay: Assay, chance: np.random.Generator, diameter: float
+) -> list[Image]:
     """Bright out-of-focus lumps and fibres of dust, in all channels at the same places."""
     height, width = light[0].shape
     y, x = np.ogrid[:height, :width]
@@ -143,7 +145,8 @@ def _debris(light: list[Image], severity: float, chance: np.random.Generator, di
         u = (x - centre_x) * np.cos(angle) + (y - centre_y) * np.sin(angle)
         v = (y - centre_y) * np.cos(angle) - (x - centre_x) * np.sin(angle)
         dirt += np.exp(-np.minimum((u / long) ** 2 + (v / short) ** 2, 50.0)).astype(np.float32)
-    peaks = chance.uniform(0.4, 1.0, 3) * (28_000.0, 20_000.0, 22_000.0) * severity
+    dust = [stain.dust for stain in assay.stains]
+    peaks = chance.uniform(0.4, 1.0, len(dust)) * dust * severity
     return [part + np.float32(peak) * dirt for part, peak in zip(light, peaks, strict=True)]
 
 
@@ -160,8 +163,8 @@ def _bubble(light: list[Image], severity: float, chance: np.random.Generator) ->
     return [part * dim + (np.float32(3000.0 * severity) * rim).astype(np.float32) for part in light]
 
 
-def expose(light: list[Image], nuisance: Nuisance, chance: np.random.Generator) -> list[NDArray[np.uint16]]:
-    """What the camera records: illumination, background, shot and read noise, 12 bits as multiples of 16."""
+def expose(light: list[Image], nuisance: Nuisance, assay: Assay, chance: np.random.Generator) -> list[Pixels]:
+    """What the camera records: illumination, background, shot and read noise, in the camera's steps."""
     height, width = light[0].shape
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None] - np.float32(nuisance.centre_y)
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :] - np.float32(nuisance.centre_x)
@@ -172,5 +175,6 @@ def expose(light: list[Image], nuisance: Nuisance, chance: np.random.Generator) 
         counts = part * (shade * np.float32(nuisance.gain[channel]))
         counts += np.float32(nuisance.background[channel]) * (np.float32(0.55) + np.float32(0.45) * shade)
         counts += chance.standard_normal(counts.shape, dtype=np.float32) * np.sqrt(counts * 6.0 + 900.0)
-        images.append((np.clip(counts / 16.0 + 0.5, 0, FULL_SCALE // 16).astype(np.uint16)) * np.uint16(16))
+        steps = np.clip(counts / float(assay.step) + 0.5, 0, 0xFFFF // assay.step)
+        images.append(steps.astype(np.uint16) * np.uint16(assay.step))
     return images

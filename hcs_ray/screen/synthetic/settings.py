@@ -8,9 +8,10 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hcs_ray.screen.synthetic.assays import ASSAYS, Assay, LayoutName
 from hcs_ray.screen.synthetic.phenotypes import MOA_EFFECTS, POSITIVE_CONTROL_MOA
 
-Preset = Literal["demo", "smallest", "bbbc021"]
+Preset = Literal["demo", "smallest", "bbbc021", "cellpainting"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Severity = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -20,6 +21,8 @@ Count = Annotated[int, Field(ge=0)]
 class SyntheticConfig(BaseModel):
     """What to draw. The defaults are nearly the demo; every field of the screen follows from these values.
 
+    ``layout`` is BBBC021's, or that of a Cell Painting screen: five channels, 384 wells, ``load_data.csv``.
+    A week is a batch of plates, whatever the layout calls it.
     ``plates_per_week`` and ``compounds_per_moa`` are one number for all, or one for each week or MoA. A
     week's plates are layouts of ``replicates`` plates each; the last layout may have fewer. Of a compound's
     ``doses`` the ``active_doses`` highest act. ``artefact_rate`` is a share of the fields,
@@ -30,6 +33,7 @@ class SyntheticConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: Count = 0
+    layout: LayoutName = "bbbc021"
     weeks: Positive = 3
     plates_per_week: Positive | tuple[Positive, ...] = 3
     replicates: Positive = 3
@@ -63,7 +67,11 @@ class SyntheticConfig(BaseModel):
 
     @classmethod
     def preset(cls, name: Preset, *, seed: int = 0) -> Self:
-        """The settings called "demo", "smallest" (for tests) or "bbbc021" (the real screen's size)."""
+        """The settings of a name.
+
+        They are "demo"; "smallest", for tests; "bbbc021", of the real screen's size; "cellpainting", nearly
+        as small as the smallest and as unlike BBBC021 as screens are.
+        """
         return cls.model_validate({"seed": seed, **_PRESETS[name]})
 
     @model_validator(mode="after")
@@ -83,6 +91,11 @@ class SyntheticConfig(BaseModel):
         if self.artefact_severity[0] > self.artefact_severity[1]:
             raise ValueError("artefact_severity must be a range from low to high")
         return self
+
+    @property
+    def assay(self) -> Assay:
+        """Stains, camera and wells of the layout."""
+        return ASSAYS[self.layout]
 
     @property
     def plate_counts(self) -> tuple[int, ...]:
@@ -126,6 +139,18 @@ _PRESETS: dict[Preset, dict[str, object]] = {
         "height_px": 1024,
         "width_px": 1280,
         "cell_diameter_px": 104.0,
+    },
+    "cellpainting": {
+        "layout": "cellpainting",
+        "weeks": 2,
+        "plates_per_week": 2,
+        "moas": ("Actin disruptors", "Eg5 inhibitors", "Microtubule stabilizers"),
+        "doses": 2,
+        "toxic_compounds": 0,
+        "dmso_wells": 3,
+        "height_px": 112,
+        "width_px": 144,
+        "cell_diameter_px": 36.0,
     },
 }
 

@@ -1,28 +1,55 @@
-"""The three tables of a screen as BBBC021 writes them, the files' names, and the truth."""
+"""The files of a screen in BBBC021's layout: a TIFF a channel, and three tables."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from hcs_ray.contracts import BATCH, PLATE, SITE, TRUTH_FORMAT, WELL
-from hcs_ray.screen.synthetic.cells import FieldPlan, field_plan, sample_cells, truth_of
-from hcs_ray.screen.synthetic.layout import WELLS, Plate, Screen, Treatment, Well, has_moa_label
+from hcs_ray.screen.synthetic.cells import FieldPlan
+from hcs_ray.screen.synthetic.layout import Plate, Screen, Treatment, Well, has_moa_label
+from hcs_ray.screen.synthetic.nuisance import Pixels
 from hcs_ray.screen.synthetic.settings import digest
 
 IMAGE_TABLE: Final = "BBBC021_v1_image.csv"
 MOA_TABLE: Final = "BBBC021_v1_moa.csv"
 COMPOUND_TABLE: Final = "BBBC021_v1_compound.csv"
-TRUTH_TABLE: Final = "truth.parquet"
 WAVELENGTHS: Final = ("w1", "w2", "w4")  # DAPI, tubulin, actin
 _IMAGE_HEADER: Final = (
     'TableNumber,ImageNumber,"Image_FileName_DAPI","Image_PathName_DAPI","Image_FileName_Tubulin",'
     '"Image_PathName_Tubulin","Image_FileName_Actin","Image_PathName_Actin","Image_Metadata_Plate_DAPI",'
     '"Image_Metadata_Well_DAPI",Replicate,"Image_Metadata_Compound",Image_Metadata_Concentration'
 )
+
+
+class Bbbc021Files:
+    """How this layout lies in a folder; see `hcs_ray.screen.synthetic.generate.Files`."""
+
+    def folder(self, plate: Plate) -> str:
+        """A folder below the screen's, called as the plate."""
+        return plate.name
+
+    def write(self, folder: Path, field: FieldPlan, images: Sequence[Pixels]) -> None:
+        """One uncompressed TIFF a channel."""
+        import tifffile
+
+        names = file_names(field.config.seed, field.plate, field.well, field.site)
+        for name, image in zip(names, images, strict=True):
+            tifffile.imwrite(folder / name, image, photometric="minisblack", metadata=None, software=False)
+
+    def tables(self, screen: Screen) -> dict[str, Callable[[], str]]:
+        """The three tables by name, the image table last."""
+        return {
+            MOA_TABLE: lambda: moa_table(screen),
+            COMPOUND_TABLE: lambda: compound_table(screen),
+            IMAGE_TABLE: lambda: image_table(screen),
+        }
+
+    def section(self, folder: str) -> dict[str, Any]:
+        """The section ``screen`` of a study that reads the screen from a folder."""
+        return {"kind": "bbbc021", "folder": folder}
 
 
 def file_names(seed: int, plate: Plate, well: Well, site: int) -> tuple[str, str, str]:
@@ -57,7 +84,8 @@ def image_table(screen: Screen) -> str:
 
 def _image_row(screen: Screen, plate: Plate, well: Well, site: int) -> str:
     sites = screen.config.sites
-    number = ((plate.number - 1) * len(WELLS) + WELLS.index(well.name)) * sites + site
+    wells = screen.config.assay.wells
+    number = ((plate.number - 1) * len(wells) + wells.index(well.name)) * sites + site
     path = f"Week{plate.week}/{plate.name}"
     files = ",".join(f'"{name}","{path}"' for name in file_names(screen.config.seed, plate, well, site))
     said = well.said
@@ -97,32 +125,3 @@ def _decimals(concentration_um: Decimal) -> str:
 
 def _text(header: str, rows: Iterable[str]) -> str:
     return "\n".join([header, *rows]) + "\n"
-
-
-def fields_of(screen: Screen, plate: Plate, start: int, stop: int) -> list[FieldPlan]:
-    """The plans of a plate's fields from ``start`` to before ``stop``, counted by well and site."""
-    sites = screen.config.sites
-    places = (divmod(number, sites) for number in range(start, stop))
-    return [field_plan(screen.config, plate, plate.wells[well], site + 1) for well, site in places]
-
-
-def truth_rows(fields: Iterable[FieldPlan]) -> list[dict[str, object]]:
-    """The truth of these fields, found by placing their cells again without drawing them."""
-    rows: list[dict[str, object]] = []
-    for field in fields:
-        row = truth_of(field, sample_cells(field))
-        place = {BATCH: f"Week{field.plate.week}", PLATE: field.plate.name}
-        rows.append({**place, WELL: field.well.name, SITE: field.site, **row})
-    return rows
-
-
-def write_truth(rows: list[dict[str, object]], path: Path) -> None:
-    """Writes the truth as parquet, its format's version in the schema's metadata under ``format``."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = pa.string()
-    table = pa.Table.from_pylist(rows)
-    kind = table.schema.get_field_index("Artefact_Kind")  # all null where nothing is planted
-    table = table.set_column(kind, "Artefact_Kind", table.column(kind).cast(text))
-    pq.write_table(table.replace_schema_metadata({"format": str(TRUTH_FORMAT)}), path)

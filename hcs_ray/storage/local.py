@@ -1,0 +1,201 @@
+"""A folder as storage."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from hcs_ray.config import StorageConfig
+from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.storage.base import DEFAULTS, TEMPORARY, Writer, checked
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+_LEFT_SECONDS = 600.0  # after which no living writer holds a temporary file
+
+
+class LocalStorage:
+    """A folder of this machine (or of a network file system that all nodes mount)."""
+
+    def __init__(self, root: Path, options: StorageConfig = DEFAULTS) -> None:
+        self.root = root.expanduser().absolute()
+        self.options = options
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def path(self, path: str) -> Path:
+        """The local path of a file of this storage."""
+        return self.root / checked(path)
+
+    def read(self, path: str) -> bytes:
+        with self._reading(path):
+            return self.path(path).read_bytes()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        with self._reading(path):
+            descriptor = os.open(self.path(path), os.O_RDONLY)
+            try:
+                return os.pread(descriptor, size, offset)
+            finally:
+                os.close(descriptor)
+
+    def open(self, path: str) -> BinaryIO:
+        with self._reading(path):
+            return self.path(path).open("rb")
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise InputError(f"{self.path(path)}: no such file") from None
+        except OSError as error:
+            raise self._failure(path, "read", error) from None
+
+    def _failure(self, path: str, done: str, error: OSError) -> HcsError:
+        return HcsError(f"{self.path(path)}: cannot be {done}: {error.strerror}")
+
+    def read_versioned(self, path: str) -> tuple[bytes, str] | None:
+        try:
+            data = self.path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._failure(path, "read", error) from None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def size(self, path: str) -> int | None:
+        try:
+            return self.path(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        top = self.path(prefix) if prefix else self.root
+        found: dict[str, int] = {}
+        for folder, _, names in os.walk(top):
+            for name in names:
+                if not name.startswith(TEMPORARY):
+                    file = Path(folder, name)
+                    with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
+                        found[file.relative_to(self.root).as_posix()] = file.stat().st_size
+        return found
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.writing(path) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[Writer]:
+        with self._temporary(path) as (temporary, file):
+            yield file
+            file.finish()
+            with self._told(path):
+                temporary.replace(self.path(path))
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        with self._temporary(path) as (temporary, file):
+            file.write(data)
+            file.finish()
+            with self._told(path):
+                try:
+                    os.link(temporary, self.path(path))  # like O_EXCL, and never seen half-written
+                except FileExistsError:
+                    return False
+            return True
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str) -> Iterator[tuple[Path, _File]]:
+        """A new file beside another; it is gone at the end, or has become the other."""
+        folder = self.path(path).parent
+        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        with self._told(path):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise InputError(f"{folder}: is not a folder") from None
+            file = temporary.open("xb")
+        try:
+            with contextlib.closing(file):
+                yield temporary, _File(file, lambda: self._told(path))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._failure(path, "written", error) from None
+
+    def put_if_match(self, path: str, data: bytes, version: str) -> bool:
+        with self._locked(self.path(path).parent):
+            current = self.read_versioned(path)
+            if current is None or current[1] != version:
+                return False
+            self.write(path, data)
+            return True
+
+    @contextlib.contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Hold the kernel's lock on a folder; it goes with the process."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def delete(self, path: str) -> None:
+        try:
+            self.path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failure(path, "deleted", error) from None
+
+    def sweep(self, folder: str, mine: Callable[[str], bool] | None = None) -> None:
+        """As `Storage.sweep`; a temporary name does not tell whose it is, so its age decides."""
+        for left in self.path(folder).rglob(f"{TEMPORARY}*"):
+            with contextlib.suppress(OSError):  # gone, or not ours to delete
+                if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                    left.unlink()
+
+    def child(self, folder: str) -> LocalStorage:
+        return LocalStorage(self.path(folder), self.options)
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        import pyarrow.fs
+
+        return pyarrow.fs.LocalFileSystem(), str(self.root)
+
+
+class _File:
+    """A temporary file whose failures name the file that it will become."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file = file
+        self._told = told
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        with self._told():
+            return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def finish(self) -> None:
+        """All of it on the disk."""
+        with self._told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()

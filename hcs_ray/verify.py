@@ -1,0 +1,99 @@
+"""`hcs-ray verify`: every output of every complete stage is read again and compared with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.contracts import InputError, Progress
+from hcs_ray.shards.members import flaws_of_tar
+from hcs_ray.shards.read import MANIFEST
+from hcs_ray.stage import OutputFile, Place, StageRecord, read_record
+from hcs_ray.storage import Storage
+from hcs_ray.study import STAGES, Study
+
+_THREADS = 8
+_CHUNK_BYTES = 8 * 2**20
+_SURPLUS = "surplus: no record lists it, nothing reads it; delete it where it is not yours"
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What is wrong with one file, or with one member of it."""
+
+    stage: str
+    path: str
+    what: str
+    mendable: bool = True  # a file that no record lists is the user's to delete
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
+    """How many files the records list, and every flaw, in the order of the stages and paths.
+
+    Raises:
+        InputError: no stage of this run is complete.
+    """
+    records = {
+        stage: record for stage in STAGES if (record := read_record(study.storage, study.place(stage)))
+    }
+    if not records:
+        raise InputError(f"{study.storage.url}: no stage of {study.name} is complete")
+    total, flaws = sum(len(record.outputs) for record in records.values()), list[Flaw]()
+    done = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+        for stage, record in records.items():
+            place = study.place(stage)
+            sizes = study.storage.sizes(place.folder)
+            checks = {
+                path: pool.submit(_flaw_of_file, study.storage, path, file, sizes.get(path))
+                for path, file in record.outputs.items()
+            }
+            for path, check in checks.items():
+                if what := check.result():
+                    flaws += [Flaw(stage, path, line) for line in _closer(study.storage, record, path, what)]
+                done += 1
+                progress(done, total)
+            if stage == "shard":  # other folders also hold what Ray and W&B keep for themselves
+                flaws += [
+                    Flaw(stage, path, _SURPLUS, mendable=False) for path in _surplus(place, record, sizes)
+                ]
+    return total, flaws
+
+
+def _flaw_of_file(storage: Storage, path: str, file: OutputFile, size: int | None) -> str | None:
+    if size is None:
+        return "missing"
+    if size != file.size:
+        return f"damaged: {size} bytes instead of {file.size}"
+    with storage.open(path) as stream:
+        sound = file.matches(iter(lambda: stream.read(_CHUNK_BYTES), b""))
+    return None if sound else "damaged: other content than was written"
+
+
+def _closer(storage: Storage, record: StageRecord, path: str, what: str) -> Iterator[str]:
+    """A tar's flaw by its members, where the index can still be read."""
+    yield what
+    index = _index(storage, record) if path.endswith(".tar") and what != "missing" else None
+    if index is not None:
+        rows = index[index[c.SHARD] == path.rpartition("/")[2]]
+        yield from flaws_of_tar(storage, path, rows, str(record.read_json(storage, MANIFEST)["member"]))
+
+
+def _index(storage: Storage, record: StageRecord) -> pd.DataFrame | None:
+    try:
+        columns = [c.KEY, c.SHARD, c.SHA256, c.SAMPLE_SHA256]
+        return record.read_table(storage, "shards/index.parquet", columns)
+    except c.HcsError:
+        return None
+
+
+def _surplus(place: Place, record: StageRecord, sizes: dict[str, int]) -> list[str]:
+    known = {*record.outputs, place.record, place.begun, place.lease}
+    return sorted(path for path in sizes if place.owns(path) and path not in known)
