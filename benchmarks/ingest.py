@@ -4,8 +4,9 @@
 
 Every side runs in processes of its own, each on one core, over the same full-size TIFFs (three channels of
 1024 x 1280 uint16, 12 bits stored in 16), which come from the page cache. The ceiling reads and decodes the
-TIFFs and encodes the fields with the default codec, nothing else. pybbbc's method is made of its steps: mean over the fields of a site position, a gaussian of sigma 500 at full resolution, divide, percentiles,
-float16 HDF5.
+TIFFs and encodes the fields with the default codec, nothing else. pybbbc's method is made of its steps:
+mean over the fields of a site position, a gaussian of sigma 500 at full resolution, divide, percentiles, float16
+HDF5.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from hcs_ray.screen import file_column
 from hcs_ray.screen.images import TiffSource
 from hcs_ray.screen.synthetic import SyntheticConfig, generate
 from hcs_ray.shards import codec
+from hcs_ray.shards.codec import Pixels
 from hcs_ray.shards.plate import PlateJob, write_plate
 from hcs_ray.storage import LocalStorage
 
@@ -66,12 +68,10 @@ def draw_fields(folder: Path, fields: int) -> None:
     (folder / "whole").touch()
 
 
-def _renewed(plane: np.ndarray[tuple[int, int], np.dtype[np.uint16]], rng: np.random.Generator) -> np.ndarray[
-    tuple[int, int], np.dtype[np.uint16]
-]:  # fmt: skip
+def _renewed(plane: Pixels, rng: np.random.Generator) -> Pixels:
     photons = (np.roll(plane, rng.integers(0, 999, 2), (0, 1)) >> 4).astype(np.float32)
     noisy = photons + rng.normal(0, 1, plane.shape).astype(np.float32) * np.sqrt(photons) * 0.3
-    return np.clip(np.rint(noisy), 0, 4095).astype(np.uint16) << 4
+    return np.clip(np.rint(noisy), 0, 4095).astype(np.uint16) * np.uint16(16)
 
 
 def table_of(fields: int) -> pd.DataFrame:
@@ -102,13 +102,13 @@ def ingest(folder: Path, fields: int, worker: int) -> None:
 def ceiling(folder: Path, fields: int, worker: int) -> None:
     """Read, decode, encode."""
     source = TiffSource(LocalStorage(folder / "raw"), CHANNELS)
-    for row in table_of(fields).to_dict("records"):
+    for row in c.rows_of(table_of(fields)):
         codec.encode(source.read(row).pixels, ShardsConfig().codec)
 
 
 def pybbbc(folder: Path, fields: int, worker: int) -> None:
     """pybbbc's steps."""
-    rows = table_of(fields).to_dict("records")
+    rows = c.rows_of(table_of(fields))
     with tempfile.TemporaryDirectory(dir=folder) as out, h5py.File(f"{out}/{worker}.h5", "w") as file:
         shape = (len(rows), len(CHANNELS), HEIGHT_PX, WIDTH_PX)
         images = file.create_dataset("images", shape, "f2")

@@ -154,8 +154,12 @@ def _stage_command(stage: str, help_text: str) -> None:
         force: Force = False,
         as_json: Json = False,
     ) -> None:
+        from hcs_ray.storage import preflight
+
         opened = _open(study, name, overrides)
+        preflight(opened.storage)
         figures = _run_stage(opened, stage, force)
+        _say(_next_step(opened, stage))
         if as_json:
             typer.echo(json.dumps(figures))
 
@@ -369,8 +373,11 @@ def _farewell(study: Study, stages: list[str], headline: dict[str, Any]) -> None
     _say("")
     for stage in stages:
         _say(f"{stage:<9} {study.storage.url}/{study.place(stage).folder}")
-    if "report" in stages:
-        _say(f"\nNext: open {study.storage.url}/{study.place('report').folder}/index.html in a browser")
-    else:
-        after = list(_RUNNERS)[list(_RUNNERS).index(stages[-1]) + 1]
-        _say(f"\nNext: hcs-ray run {study.storage.url} --name {study.name} --from {after}")
+    _say(f"\n{_next_step(study, stages[-1])}")
+
+
+def _next_step(study: Study, done: str) -> str:
+    if done == "report":
+        return f"Next: open {study.storage.url}/{study.place('report').folder}/index.html in a browser"
+    after = list(_RUNNERS)[list(_RUNNERS).index(done) + 1]
+    return f"Next: hcs-ray run {study.storage.url} --name {study.name} --from {after}"

@@ -10,7 +10,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # --- Columns of the field table (one row a field: plate x well x site) ---------------------------
 KEY: Final = "key"  # "<plate>_<well>_s<site>", unique in a study, without dots (WebDataset's rule)
@@ -100,6 +103,11 @@ def field_key(plate: str, well: str, site: int) -> str:
 def metadata_columns(names: Iterable[object]) -> list[str]:
     """Those of some column names that hold metadata, in their order."""
     return [str(name) for name in names if str(name).startswith(METADATA_PREFIX)]
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, each as column -> value."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def format_concentration(concentration_um: Decimal) -> str:

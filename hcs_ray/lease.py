@@ -11,13 +11,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from hcs_ray.contracts import HcsError
 from hcs_ray.storage import Storage
+from hcs_ray.storage.machine import boot
 
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 10.0
@@ -99,7 +99,7 @@ class Lease:
             "token": self._token,
             "user": _user(),
             "host": socket.gethostname(),
-            "boot": _boot(),
+            "boot": boot(),
             "pid": me.pid,
             "process_started": me.create_time(),
             "expires": time.time() + LEASE_SECONDS,
@@ -140,15 +140,7 @@ def _is_over(holder: Mapping[str, Any]) -> bool:
 
 
 def _is_here(holder: Mapping[str, Any]) -> bool:
-    return (holder["host"], holder["boot"]) == (socket.gethostname(), _boot())
-
-
-def _boot() -> str:
-    """Identifies the machine's run: two containers with one host name differ in their process namespace."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return str(psutil.boot_time())
+    return (holder["host"], holder["boot"]) == (socket.gethostname(), boot())
 
 
 def _user() -> str:

@@ -256,6 +256,7 @@ def writing_stage(
             outputs=dict(sorted(writer.outputs.items())),
         )
         lease.check()
+        storage.sweep(place.folder, place.owns)  # what workers left that were killed, and whose work others did
         storage.write(place.record, _json(record.model_dump(mode="json")))
         storage.delete(place.begun)
 
@@ -266,7 +267,7 @@ def _begin(storage: Storage, place: Place, claim: Claim, force: bool) -> None:
     changes = claim.changes_since(before)
     if changes and not force and not (place.grows and claim.grew_from(before)):
         raise StaleStageError(f"{place.stage} {place.name} is {stale_message(place, changes)}")
-    storage.sweep(place.folder)
+    storage.sweep(place.folder, place.owns)
     if force and not (place.grows and changes and claim.config == before.config):
         _clear(storage, place)
     storage.write(place.begun, _json(claim.model_dump(mode="json")))

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,19 @@ def s3(s3_server: S3Server) -> Iterator[str]:
         for name, value in s3_server.environment.items():
             patch.setenv(name, value)
         yield BUCKET
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator[str]:
+    """The address of a Ray cluster of two cores, one a test file, whose workers know the S3 store."""
+    import ray
+
+    context: Any = ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=True,
+        object_store_memory=256 * 2**20,
+        log_to_driver=False,
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()

@@ -31,6 +31,7 @@ def test_help_needs_neither_torch_nor_ray() -> None:
         "demo",
         "run",
         "generate",
+        "download",
         "shard",
         "verify",
         "split",

@@ -137,7 +137,7 @@ def test_unused_low_bits_cost_nothing(name: Codec) -> None:
 
 def as_documented(data: bytes) -> npt.NDArray[Any]:
     """docs/codecs.md's way for other programs: a plain decoder and numpy."""
-    number, low_bits, channels, height, width = struct.unpack("<xxxxBBxxIIIxxxxxxxx", data[-28:])
+    number, low_bits, channels, height, width = struct.unpack("<4xBB2x3I8x", data[-28:])
     if number == 2:
         found = np.asarray(imagecodecs.jpegxl_decode(data))
     else:

@@ -1,4 +1,4 @@
-"""`hcs-ray shard` over a whole screen: the same bytes whatever the workers, plates that come and go, quarantine."""
+"""`hcs-ray shard` over a whole screen: the same bytes for all workers, plates that come and go, quarantine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow.fs
 import pytest
 import ray.data
-from hcs_ray.screen.sources import open_screen
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.screen.sources import open_screen
 from hcs_ray.shards import codec
 from hcs_ray.shards.plate import write_plate
 from hcs_ray.shards.read import ShardReader

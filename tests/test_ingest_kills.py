@@ -19,6 +19,8 @@ import pytest
 from hcs_ray.storage import LocalStorage, Storage, open_storage
 from tests.command import HCS_RAY, hcs_ray
 from tests.drawn_screen import draw_tiny
+from tests.s3_server import BUCKET, S3Server
+from tests.s3_server import running as running_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -57,6 +59,16 @@ def running(study: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A store of this test's own, which it may kill."""
+    (tmp_path / "weed").mkdir()
+    with running_store(tmp_path / "weed") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
 def await_parts(storage: Storage, count: int, process: subprocess.Popen[str]) -> None:
     """Wait until some plates are written, and not all."""
     deadline = time.monotonic() + 120
@@ -81,7 +93,9 @@ def _workers_of(pid: int) -> list[psutil.Process]:
 def assert_same(storage: Storage, reference: Path) -> None:
     undisturbed = LocalStorage(reference)
     files = [path for path in undisturbed.sizes("shards") if not path.endswith("_stage.json")]
-    assert [path for path in storage.sizes("shards") if not path.endswith("_stage.json")].sort() == files.sort()
+    assert sorted(path for path in storage.sizes("shards") if not path.endswith("_stage.json")) == sorted(
+        files
+    )
     for path in files:
         assert storage.read(path) == undisturbed.read(path), path
 
@@ -107,7 +121,7 @@ def test_a_killed_driver(reference: Path, fresh: Path, seed: int) -> None:
 def test_a_killed_worker(reference: Path, fresh: Path, seed: int) -> None:
     with running(str(fresh)) as process:
         await_parts(LocalStorage(fresh), random.Random(seed).randint(1, PLATES - 8), process)
-        victims = []
+        victims: list[psutil.Process] = []
         while not victims and process.poll() is None:
             victims = _workers_of(process.pid)
         victims[0].kill()
@@ -118,20 +132,26 @@ def test_a_killed_worker(reference: Path, fresh: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 7))])
-def test_a_killed_store(reference: Path, fresh: Path, own_s3: S3Server, seed: int) -> None:
-    root = f"{own_s3.url}/{uuid.uuid4().hex}"
+def test_a_killed_store(reference: Path, fresh: Path, store: S3Server, seed: int) -> None:
+    root = f"{BUCKET}/{uuid.uuid4().hex}"
     (fresh / "study.yaml").write_text(f"{STUDY_YAML}root: {root}\nscreen: {{folder: {fresh / 'raw'}}}\n")
     storage = open_storage(root)
     with running(str(fresh / "study.yaml")) as process:
         await_parts(storage, random.Random(seed).randint(1, PLATES - 8), process)
-        own_s3.kill()
+        store.kill()
         _, said = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "Traceback" not in said
     assert len([line for line in said.splitlines() if line.startswith("hcs-ray: ")]) == 1
-    own_s3.start()
+    store.start()
     done = hcs_ray("shard", fresh / "study.yaml")
     assert done.returncode == 0, done.stderr
-    for path in (path for path in storage.sizes("shards") if ".tar" in path or "parts" in path):
-        assert storage.read(path)
-    assert own_s3.unfinished_uploads() == []
+    assert_same(storage, reference)
+    assert not unfinished_uploads()
+
+
+def unfinished_uploads() -> list[str]:
+    import boto3
+
+    found = boto3.client("s3").list_multipart_uploads(Bucket=BUCKET.removeprefix("s3://"))
+    return [upload["Key"] for upload in found.get("Uploads", [])]

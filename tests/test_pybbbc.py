@@ -208,6 +208,13 @@ def test_the_file_that_points_to_the_others_is_no_plate(copy: Path) -> None:
     assert open_folder(copy).plates == plates
 
 
+def test_a_file_in_the_folder_itself_comes_before_one_below(copy: Path) -> None:
+    path = first_file(copy)
+    shutil.copy(path, copy / path.name)
+    places = open_folder(copy).fields[file_column("DAPI")]
+    assert places.str.startswith(f"{path.name}::").sum() == places.str.contains(path.stem).sum() > 0
+
+
 def test_a_file_that_was_made_again_changes_its_plate(copy: Path) -> None:
     before = open_folder(copy).plates
     plate, other = sorted(before)

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(300)
 CHANNELS = ("DNA", "ER", "RNA", "AGP", "Mito")
 TRAINING = {
     "model": {"backbone": "tiny"},
-    "train": {"epochs": 1, "global_batch": 16, "crop_px": 96, "lr": 3e-3, "cpus_per_worker": 0.5},
-    "embed": {"chunk_fields": 64, "cpus_per_worker": 0.5},
+    "train": {"epochs": 1, "global_batch": 16, "crop_px": 96, "lr": 3e-3, "workers": 1},
+    "embed": {"workers": 1},
     "profile": {"resamples": 200},
 }
 

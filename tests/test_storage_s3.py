@@ -22,18 +22,23 @@ import trustme
 from botocore.exceptions import ClientError
 
 from hcs_ray.contracts import HcsError
-from hcs_ray.storage import S3Storage, StorageConfig, open_storage, preflight
+from hcs_ray.storage import S3Storage, StorageConfig, multipart, open_storage, preflight
 from hcs_ray.storage import s3 as s3_module
 from hcs_ray.storage.bucket import Bucket
 from hcs_ray.storage.connection import Connection
-from hcs_ray.storage.multipart import PART_BYTES
 from hcs_ray.study import open_study
 from tests.s3_server import BUCKET, S3Server, running
 from tests.token_service import TokenService, serving
 
 READER = ("reader", "the reader's secret", ["Read:hcs", "List:hcs"])
 FULL = ["Read", "Write", "List", "Tagging"]
+PART_BYTES = 5 << 20  # the least that S3 takes
 LARGE = np.random.default_rng(0).bytes(2 * PART_BYTES + 1000)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multipart, "PART_BYTES", PART_BYTES)
 
 
 @pytest.fixture
@@ -56,8 +61,8 @@ def uploads(storage: S3Storage) -> list[str]:
 
 def test_a_large_write_goes_in_parts(storage: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     with storage.writing("streamed") as file:
-        for start in range(0, len(LARGE), 5_000_000):
-            file.write(LARGE[start : start + 5_000_000])
+        for start in range(0, len(LARGE), 2_000_000):
+            file.write(LARGE[start : start + 2_000_000])
         assert uploads(storage) == ["streamed"]
     monkeypatch.setattr(s3_module, "_SINGLE_PUT_BYTES", PART_BYTES)
     storage.write("whole", LARGE)

@@ -1,4 +1,4 @@
-"""`hcs-ray verify` names every damaged, missing or surplus member, and `--repair` brings back the same bytes."""
+"""`hcs-ray verify` names what is damaged, missing or surplus, and `--repair` brings back the same bytes."""
 
 from __future__ import annotations
 

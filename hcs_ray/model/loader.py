@@ -69,7 +69,8 @@ class FieldSource:
             pixels = self.reader.pixels(row[c.SHARD], int(row[c.OFFSET]), int(row[c.SIZE]), row[c.SHA256])
         except c.HcsError as error:
             raise type(error)(f"field {row[c.KEY]}: {error}") from None
-        return augment.render(pixels, self.reader.plate(row[c.PLATE], int(row[c.SITE])), view, self.downsample)
+        plate = self.reader.plate(row[c.PLATE], int(row[c.SITE]))
+        return augment.render(pixels, plate, view, self.downsample)
 
 
 class BatchLoader:

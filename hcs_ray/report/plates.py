@@ -12,8 +12,9 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.report.order import plates_in_order
 from hcs_ray.report.palette import scale_colours
+from hcs_ray.screen.wells import FORMATS, row_letters, well_position
 
-_PLATE_SIZES: Final = ((8, 12), (16, 24), (32, 48))  # 96, 384 and 1536 wells
+_FEWEST_WELLS: Final = 96  # of a plate that is drawn: on larger plates often few wells are used
 _CLIP: Final = (0.02, 0.98)  # of wells: a few artefacts must not take the whole scale
 _MEASURES: Final = {
     "Mean": ("mean intensity", "camera units, mean of a well's fields"),
@@ -133,25 +134,21 @@ def flagged(fields: pd.DataFrame) -> pd.Series[bool]:
 def _wells(index: pd.DataFrame, column: str) -> pd.DataFrame:
     keys = [c.BATCH, c.PLATE, c.WELL, c.TREATMENT, c.PERT_TYPE]
     wells = index.groupby(keys, sort=True, dropna=False)[column].mean().rename("value").reset_index()
-    row = wells[c.WELL].str.extract(r"^([A-Z]+)(\d+)$")
-    return wells.assign(row=row[0].map(_row_number), column=row[1].astype(int) - 1)
-
-
-def _row_number(letters: str) -> int:
-    number = 0
-    for letter in letters:  # A to Z, then AA to AF on plates of 1536 wells
-        number = 26 * number + ord(letter) - ord("A") + 1
-    return number - 1
-
-
-def _row_name(number: int) -> str:
-    letter = chr(ord("A") + number % 26)
-    return letter if number < 26 else _row_name(number // 26 - 1) + letter
+    places = [well_position(str(well), str(plate)) for plate, well in wells[[c.PLATE, c.WELL]].to_numpy()]
+    return wells.assign(row=[row for row, _ in places], column=[column for _, column in places])
 
 
 def _plate_shape(wells: pd.DataFrame) -> tuple[int, int]:
-    rows, columns = int(wells["row"].max()) + 1, int(wells["column"].max()) + 1
-    return next(((r, k) for r, k in _PLATE_SIZES if rows <= r and columns <= k), (rows, columns))
+    """Rows and columns of the smallest standard plate that all wells fit on."""
+    fits = (
+        plate
+        for plate in FORMATS
+        if plate.wells >= _FEWEST_WELLS
+        and plate.rows > wells["row"].max()
+        and plate.columns > wells["column"].max()
+    )
+    plate = next(fits)
+    return plate.rows, plate.columns
 
 
 def _plate_map(batch: str, plate: str, wells: pd.DataFrame, shape: tuple[int, int]) -> PlateMap:
@@ -159,7 +156,7 @@ def _plate_map(batch: str, plate: str, wells: pd.DataFrame, shape: tuple[int, in
     return PlateMap(
         plate=plate,
         batch=batch,
-        rows=tuple(_row_name(number) for number in range(shape[0])),
+        rows=tuple(row_letters(number) for number in range(shape[0])),
         columns=shape[1],
         wells=tuple(
             WellCell(

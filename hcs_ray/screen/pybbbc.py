@@ -71,9 +71,8 @@ def open_pybbbc(config: PybbbcScreen, storage: Storage) -> Screen:
 
 def _plate_paths(sizes: dict[str, int], storage: Storage) -> dict[str, str]:
     """Plate -> file; one in the folder itself comes before one in ``hdf5/``."""
-    found = (
-        (match.group(1), path) for path in sorted(sizes, reverse=True) if (match := _FILE.fullmatch(path))
-    )
+    inner_first = sorted(sizes, key=lambda path: -path.count("/"))
+    found = ((match.group(1), path) for path in inner_first if (match := _FILE.fullmatch(path)))
     paths = {plate: path for plate, path in found if plate != _VIRTUAL}
     if not paths:
         raise InputError(f"{storage.url}: has no <plate>.h5, neither here nor in hdf5/")

@@ -3,8 +3,8 @@
 Each field's block means, divided by their own mean so that a bright field weighs no more than a dim one, are
 averaged over the fields, or their median is taken. The logarithm of that is a polynomial of low degree, which
 follows vignetting into the corners where a gaussian alone flattens it, and a remainder, smoothed with a
-gaussian. What two halves of the fields do not agree about is the cells' doing, not the light's: the higher
-degrees and the remainder are shrunk by that agreement (a positive-part Wiener factor).
+gaussian. What two halves of the fields do not agree about is the cells' doing, not the light's: terms of the
+polynomial and the remainder are shrunk by that noise (positive-part Wiener factors).
 
 Each function has mean 1 and is divided by on reading; pixels are stored as they were.
 """
@@ -21,8 +21,12 @@ FloatArray = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _FLOOR: Final = 0.05  # of the mean: a dead corner must not become an infinite gain
-_KEPT_DEGREE: Final = 2  # of the polynomial's terms: vignetting from a lamp off the centre
-_DEGREE: Final = 4  # the highest; terms above the kept ones are shrunk together
+_DEGREE: Final = 4  # of the polynomial
+# Terms whose square is not above so many times their noise are left out, others shrunk by it: vignetting is
+# mostly of degree 2, so higher terms need better evidence (benchmarks/statistics.py shows what is left).
+_CAUTION: Final = 2.0
+_CAUTION_ABOVE: Final = 4.0
+_TINY: Final = 1e-300
 MEDIAN_FRAMES: Final = 64  # kept at most for the median, evenly spread over the plate's fields
 _MEDIAN_FRAMES_A_SITE: Final = 8  # at least, however many sites
 
@@ -41,6 +45,8 @@ class IlluminationEstimate:
 
     def add(self, frame: FloatArray, site: int) -> None:
         """Add the block means of one field, (C, h, w)."""
+        levels = frame.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+        frame = np.asarray(frame / np.where(levels > 0, levels, 1), np.float32)  # a black plane stays one
         key = site if self._by_site else 0
         if key not in self._parts:
             self._parts[key] = _Halves(frame.shape) if self._method == "mean" else _Sample()
@@ -54,6 +60,11 @@ class IlluminationEstimate:
     def sites(self) -> list[int]:
         """The sites with a function each, in order; [0] where one is for all."""
         return sorted(self._parts)
+
+    @property
+    def kept_frames(self) -> int:
+        """Frames, or sums of frames, in memory: independent of the number of fields."""
+        return sum(part.kept_frames for part in self._parts.values())
 
     def functions(self, sigma: float) -> FloatArray:
         """(S, C, H, W) float32, each plane with mean 1; ``sigma`` is a share of a field's longer side."""
@@ -86,13 +97,15 @@ class _Halves:
     def add(self, frame: FloatArray) -> None:
         half = _half_of(self._seen)
         self._seen += 1
-        levels = _levels(frame)
-        lit = levels > 0
-        self._sums[half, lit] += frame[lit] / levels[lit, None, None]
-        self._counts[half] += lit
+        self._sums[half] += frame
+        self._counts[half] += frame.any(axis=(1, 2))
 
     def keep(self, limit: int) -> None:
         """Sums need no limit."""
+
+    @property
+    def kept_frames(self) -> int:
+        return len(self._sums)
 
     def halves(self) -> Float64:
         """(2, C, h, w) means; NaN in a half without fields that have light."""
@@ -110,10 +123,12 @@ class _Sample:
 
     def add(self, frame: FloatArray) -> None:
         if self._seen % self._stride == 0:
-            levels = _levels(frame)
-            levels[levels == 0] = 1  # a black plane stays one, and a median does not mind a few
-            self._frames[self._seen] = np.asarray(frame / levels[:, None, None], np.float32)
+            self._frames[self._seen] = frame
         self._seen += 1
+
+    @property
+    def kept_frames(self) -> int:
+        return len(self._frames)
 
     def keep(self, limit: int) -> None:
         """Drop every second frame until there are not more than ``limit``."""
@@ -135,10 +150,6 @@ class _Sample:
 def _half_of(number: int) -> int:
     """0 or 1, without a period that a plate's sites or columns might share (Thue-Morse)."""
     return number.bit_count() & 1
-
-
-def _levels(frame: FloatArray) -> Float64:
-    return np.asarray(frame.mean(axis=(1, 2), dtype=np.float64))
 
 
 def _log_function(
@@ -166,19 +177,24 @@ def _evaluated(terms: Float64, rows: Float64, columns: Float64) -> Float64:
 
 
 def _shrunk(first: Float64, second: Float64) -> Float64:
-    """The mean of two halves' polynomial terms, (degree + 1, degree + 1), without those above the degree."""
+    """The polynomial's terms (degree + 1, degree + 1) from two halves, each shrunk by the noise in all.
+
+    Cells lie anywhere, so their noise is the same in all terms of low degree.
+    """
     degree = np.add.outer(np.arange(_DEGREE + 1), np.arange(_DEGREE + 1))
-    higher = (degree > _KEPT_DEGREE) & (degree <= _DEGREE)
-    factor = np.where(degree <= _KEPT_DEGREE, 1.0, 0.0)
-    factor[higher] = _agreement(first[higher], second[higher])
-    return np.asarray(factor * (first + second) / 2)
+    used = (degree > 0) & (degree <= _DEGREE)
+    terms = (first + second) / 2
+    noise = ((first - second)[used] ** 2).mean() / 4
+    caution = np.where(degree <= 2, _CAUTION, _CAUTION_ABOVE)
+    kept = np.maximum(1 - caution * noise / np.maximum(terms**2, _TINY), 0) * used
+    return np.asarray(np.where(degree == 0, terms, kept * terms))
 
 
 def _agreement(first: Float64, second: Float64) -> float:
-    """How much of the mean of two noisy copies is what they share: 0 to 1 (Spearman and Brown's formula)."""
-    power = float((first**2 + second**2).sum()) / 2
-    shared = max(float((first * second).sum()) / power, 0.0) if power > 0 else 0.0
-    return 2 * shared / (1 + shared)
+    """The share of the mean of two noisy copies that is kept: 1 less ``_CAUTION`` times its noise's share."""
+    power = float(((first + second) ** 2).sum())
+    noise = float(((first - second) ** 2).sum())
+    return max(1 - _CAUTION * noise / power, 0.0) if power > 0 else 0.0
 
 
 class _Basis:

@@ -1,18 +1,16 @@
 """Single passes over a plane's pixels, compiled: what numpy would need several copies for.
 
-Compiled by numba in the first call of a process (about a second for all), for one thread and without the GIL.
-Nothing is cached in files, so a read-only installation behaves like any other. Sums are integers, so results
-do not depend on the order of summation.
+Sums are integers, so results do not depend on the order of summation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from hcs_ray.shards.compiled import compiled
 
 LANES: Final = 4  # histograms side by side: neighbours of equal value must not wait for each other
 VALUES: Final = 65_536  # of a uint16
@@ -22,14 +20,9 @@ Plane = npt.NDArray[np.uint16]
 Counts = npt.NDArray[np.uint32]
 Sums = npt.NDArray[np.uint32]
 Frame = npt.NDArray[np.float32]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _compiled(function: Function) -> Function:
-    return cast(Function, numba.njit(nogil=True)(function))
-
-
-@_compiled
+@compiled
 def _add_rows(first: Plane, second: Plane, third: Plane, fourth: Plane, line: Counts) -> int:
     """Add four rows to ``line``; the bits that any of their pixels uses."""
     bits = np.uint16(0)
@@ -39,7 +32,7 @@ def _add_rows(first: Plane, second: Plane, third: Plane, fourth: Plane, line: Co
     return bits  # type: ignore[return-value]
 
 
-@_compiled
+@compiled
 def _add_row(row: Plane, line: Counts) -> int:
     bits = np.uint16(0)
     for x in range(row.size):
@@ -48,7 +41,7 @@ def _add_row(row: Plane, line: Counts) -> int:
     return bits  # type: ignore[return-value]
 
 
-@_compiled
+@compiled
 def _add_neighbours(line: Counts, size: int, pairs: Counts) -> int:
     """Add up each two of the first ``size`` values; a stride that is known when compiling is fast."""
     for place in range(size // 2):
@@ -58,7 +51,7 @@ def _add_neighbours(line: Counts, size: int, pairs: Counts) -> int:
     return (size + 1) // 2
 
 
-@_compiled
+@compiled
 def _fold(line: Counts, spare: Counts, block: int, sums: Sums) -> None:
     """Sums of ``block`` neighbours each, the last may have fewer; overwrites ``line`` and ``spare``."""
     size = line.size
@@ -78,7 +71,7 @@ def _fold(line: Counts, spare: Counts, block: int, sums: Sums) -> None:
         sums[full] += line[place]
 
 
-@_compiled
+@compiled
 def block_sums(plane: Plane, block: int, sums: Sums) -> int:
     """Write the sums of ``block`` x ``block`` pixels of a plane (H, W) to ``sums`` (ceil(H/b), ceil(W/b)).
 
@@ -101,7 +94,7 @@ def block_sums(plane: Plane, block: int, sums: Sums) -> int:
     return bits  # type: ignore[return-value]
 
 
-@_compiled
+@compiled
 def _count_row(row: Plane, shift: int, counts: Counts) -> None:
     first, second, third, fourth = counts[0], counts[1], counts[2], counts[3]
     whole = row.size // 4 * 4
@@ -114,7 +107,7 @@ def _count_row(row: Plane, shift: int, counts: Counts) -> None:
         first[row[x] >> shift] += np.uint32(1)
 
 
-@_compiled
+@compiled
 def histogram(plane: Plane, every: int, shift: int, counts: Counts) -> None:
     """Count the values of every so-manieth row, shifted right, in ``counts`` (LANES, 65536 >> shift)."""
     counts[:] = 0
@@ -122,7 +115,7 @@ def histogram(plane: Plane, every: int, shift: int, counts: Counts) -> None:
         _count_row(plane[y], shift, counts)
 
 
-@_compiled
+@compiled
 def histogram_values(
     counts: Counts, shift: int, ranks: npt.NDArray[np.int64], values: npt.NDArray[np.int64]
 ) -> tuple[int, int]:
@@ -143,7 +136,7 @@ def histogram_values(
     return total, squares
 
 
-@_compiled
+@compiled
 def paired(fine: Sums, sums: Sums) -> None:
     """Add 2 x 2 neighbours of ``fine`` (h, w) up in ``sums`` (ceil(h/2), ceil(w/2))."""
     sums[:] = 0
@@ -152,7 +145,7 @@ def paired(fine: Sums, sums: Sums) -> None:
             sums[y // 2, x // 2] += fine[y, x]
 
 
-@_compiled
+@compiled
 def laplacian_sums(values: Sums) -> tuple[float, float]:
     """The sum and the sum of squares of the Laplacian (4 neighbours) of an array, its edges left out."""
     height, width = values.shape
@@ -170,7 +163,7 @@ def laplacian_sums(values: Sums) -> tuple[float, float]:
     return total, squares
 
 
-@_compiled
+@compiled
 def darkest(
     frame: Frame,
     rows: npt.NDArray[np.int64],
@@ -191,7 +184,7 @@ def darkest(
             places[row, column] = place
 
 
-@_compiled
+@compiled
 def opened(frame: Frame) -> Frame:
     """The grey opening with 3 x 3 blocks: what is bright but smaller than that disappears."""
     height, width = frame.shape
@@ -213,7 +206,7 @@ def opened(frame: Frame) -> Frame:
     return low
 
 
-@_compiled
+@compiled
 def brightest_two(frame: Frame, background: Frame, unit: Frame) -> tuple[Frame, Frame]:
     """The largest and the second largest of ``(frame - background) / unit`` over the channels (C, h, w).
 

@@ -97,7 +97,7 @@ def write_plate(job: PlateJob, report: Callable[[int], None] = lambda fields: No
             statistics = statistics or _statistics(job, raw.pixels.shape)
             statistics.add(raw.pixels, row[c.WELL], row[c.SITE])
             members.append({c.KEY: row[c.KEY], **tars.add(sample_of(job, row, raw))})
-            raw_digest.update("".join(raw.digests))
+            raw_digest.update("".join(raw.digests).encode())
             if time.monotonic() - told > _REPORT_SECONDS:
                 report(len(members))
                 told = time.monotonic()
@@ -194,7 +194,7 @@ def _statistics(job: PlateJob, shape: tuple[int, ...]) -> PlateStatistics:
 
 def _raw_fields(job: PlateJob, quarantine: list[Row]) -> Iterator[tuple[Row, RawField]]:
     """The plate's readable fields in order, read ahead by threads; the others go to the quarantine."""
-    rows: list[Row] = job.fields.to_dict("records")
+    rows = c.rows_of(job.fields)
     shape: tuple[int, ...] | None = None
     with ThreadPoolExecutor(job.config.readers, thread_name_prefix="raw") as pool:
         read = _Ahead(job, rows, pool)

@@ -7,7 +7,7 @@ They describe and flag; nothing is dropped for them here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +46,12 @@ def field_table(
 
     ``FocusScore`` is the variance of the Laplacian of small blocks over the squared mean (Pech-Pacheco et al.
     2000), low where a field is out of focus; ``Saturated`` the share of pixels at or above the camera's
-    maximum, where that is not known at the field's own (CellProfiler's PercentMaximal / 100); ``Zero`` that of
-    black ones; ``Mean``, ``SD``, ``P01``, ``P50`` and ``P99`` in camera units; ``Background`` the tenth
-    percentile, over a grid of 8 x 8 tiles, of each tile's darkest block; ``IlluminationResidual`` (N, C) the
-    coefficient of variation of those blocks after correction; ``WellSpread`` that of the means of a well's
-    fields, NaN for one field. ``NucleusCount`` is there with a nuclear channel; ``CellArea`` and ``Debris`` are
-    shares of the area.
+    maximum, or at the field's own where that is not known (CellProfiler's PercentMaximal / 100); ``Zero``
+    that of black ones; ``Mean``, ``SD``, ``P01``, ``P50`` and ``P99`` in camera units; ``Background`` the
+    tenth percentile, over a grid of 8 x 8 tiles, of each tile's darkest block; ``IlluminationResidual``
+    (N, C) the coefficient of variation of those blocks after correction; ``WellSpread`` that of the means of
+    a well's fields, NaN for one field. ``NucleusCount`` is there with a nuclear channel; ``CellArea`` and
+    ``Debris`` are shares of the area.
     """
     values = np.stack([field.values for field in fields])
     columns: dict[str, npt.NDArray[np.generic]] = {}
@@ -96,7 +96,7 @@ def _share_above(levels: npt.NDArray[np.uint32], light: float) -> float:
 
 
 def _saturated(fields: Sequence[FieldMeasures], values: Float64, camera_maximum: int | None) -> Bools:
-    """Many pixels at the camera's maximum; where that is not known, at the brightest of the plate's fields'."""
+    """Many pixels at the camera's maximum; where that is not known, at the plate's brightest pixel's."""
     many = values[:, :, MEASURES.index("Saturated")] > SATURATED_SHARE
     if camera_maximum is None:
         brightest = np.stack([field.maximum for field in fields])
@@ -137,12 +137,13 @@ def illumination_residuals(
 
 
 def plate_row(table: pd.DataFrame, wells: Sequence[str], channels: Sequence[str]) -> dict[str, float]:
-    """A plate in a row: numbers of fields and wells, medians of the QC columns, flagged fields, plate effects.
+    """A plate in a row: numbers of fields and wells, medians of QC columns, flagged fields, plate effects.
 
-    ``EdgeEffect`` is the median of the outermost wells that are used minus that of the others, ``RowGradient``
-    and ``ColumnGradient`` the change from the first row (column) to the last along a Theil-Sen line through
-    the rows' (columns') medians; all of the wells' median mean intensity, relative to the plate's median. A
-    layout with the controls at the edge shows in them too. NaN where there is nothing to compare.
+    ``EdgeEffect`` is the median of the outermost wells that are used minus that of the others,
+    ``RowGradient`` and ``ColumnGradient`` the change from the first row (column) to the last on a Theil-Sen
+    line through the rows' (columns') medians; all of the wells' median mean intensity, relative to the
+    plate's median. A layout with the controls at the edge shows in them too. NaN where there is nothing to
+    compare.
     """
     row = {f"{QC_PREFIX}Fields": float(len(table)), f"{QC_PREFIX}Wells": float(len(set(wells)))}
     measured = table.drop(columns=[f"{FLAG}{name}" for name in FLAGS])
@@ -167,11 +168,11 @@ def plate_effects(well_means: pd.Series[float]) -> dict[str, float]:
     edge = float("nan")
     if outer.any() and not outer.all():
         edge = float(np.median(values[outer]) - np.median(values[~outer])) / middle
-    gradients = [_gradient(values, along) / middle for along in places.T]
+    gradients = [_gradient(values, places[:, axis]) / middle for axis in (0, 1)]
     return dict(zip(names, (edge, *gradients), strict=True))
 
 
-def _gradient(values: Float64, places: npt.NDArray[np.int64]) -> float:
+def _gradient(values: npt.NDArray[Any], places: npt.NDArray[Any]) -> float:
     medians = pd.Series(values).groupby(places).median()
     if len(medians) < 2:
         return float("nan")

@@ -35,7 +35,7 @@ def repair_shards(study: Study, paths: Collection[str], progress: Progress) -> N
     if record is None:
         raise InputError(f"{study.storage.url}: shard is not complete; run hcs-ray shard first")
     with Lease(study.storage, place.lease, "shard main").held():
-        study.storage.sweep(place.folder)
+        study.storage.sweep(place.folder, place.owns)
         screen = open_screen(study.config.screen, study.storage)
         claim = claim_of(study, screen)
         if changes := claim.changes_since(record.claim):

@@ -4,28 +4,20 @@ A residual is the difference to the pixel above, modulo 65,536, after the field'
 away; the first row of a plane is its own residual. It is stored zig-zag, so that small differences of either
 sign are small numbers: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4. Any uint16 values come back unchanged.
 
-Importing this module imports numba; each function is compiled in its first call (a third of a second).
+Importing this module imports numba.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
+import numpy.typing as npt
 
-from hcs_ray.shards.codec import Pixels
+from hcs_ray.shards.compiled import compiled
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(function: _Function) -> _Function:
-    compiled: Any = numba.njit(nogil=True)(function)
-    return cast(_Function, compiled)
+Pixels = npt.NDArray[np.uint16]
 
 
-@_compiled
+@compiled
 def take(pixels: Pixels, shift: int, residuals: Pixels) -> None:
     """Write the residuals of C-contiguous (C, H, W) pixels, each shifted right by ``shift``."""
     low, one, sign = np.uint16(shift), np.uint16(1), np.uint16(15)
@@ -40,7 +32,7 @@ def take(pixels: Pixels, shift: int, residuals: Pixels) -> None:
                 residuals[channel, y, x] = np.uint16(step << one) ^ np.uint16(-(step >> sign))
 
 
-@_compiled
+@compiled
 def restore(residuals: Pixels, shift: int) -> None:
     """Turn C-contiguous (C, H, W) residuals into their pixels, in place."""
     low, one = np.uint16(shift), np.uint16(1)

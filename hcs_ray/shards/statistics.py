@@ -78,7 +78,7 @@ class PlateStatistics:
         return sorted(set(self._sites))
 
     def illumination(self) -> npt.NDArray[np.float32]:
-        """The illumination functions (C, H, W), or (S, C, H, W) by site as configured; each plane's mean is 1.
+        """The illumination functions (C, H, W), by site (S, C, H, W) if configured; each plane's mean is 1.
 
         A plane is ones where fewer than two fields have light in it: one field does not tell its cells from
         the light that falls on them.

@@ -18,7 +18,7 @@ from hcs_ray import contracts as c
 from hcs_ray.config import canonical_digest
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.screen import Screen
-from hcs_ray.screen.sources import open_screen
+from hcs_ray.screen.sources import open_screen, raw_storage
 from hcs_ray.session import ensure_session, plainly
 from hcs_ray.shards import codec
 from hcs_ray.shards.plate import FOLDER, Part, PlateJob, is_whole, read_part, write_plate
@@ -172,6 +172,7 @@ def _quarantine(parts: Mapping[str, Part]) -> bytes:
 
 def _manifest(study: Study, screen: Screen, parts: Mapping[str, Part]) -> bytes:
     kept = ("claim", "raw_xxh3_128", "low", "high", "sites", "illumination")
+    raw = f"{raw_storage(study.config.screen.folder, study.storage).url}/"
     manifest = {
         "format": c.MANIFEST_FORMAT,
         "fields": sum(part.rows.num_rows for part in parts.values()),
@@ -181,7 +182,7 @@ def _manifest(study: Study, screen: Screen, parts: Mapping[str, Part]) -> bytes:
         "member": codec.member(study.config.shards.codec),
         "correction": "(pixel / illumination - low) / (high - low), by plate and channel",
         "plates": {plate: {name: part.about[name] for name in kept} for plate, part in parts.items()},
-        "tables": screen.tables,
+        "tables": {path.removeprefix(raw): digest for path, digest in screen.tables.items()},
     }
     return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
 

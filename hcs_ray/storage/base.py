@@ -72,9 +72,10 @@ class Storage(Protocol):
     def sweep(self, folder: str, mine: Callable[[str], bool] | None = None) -> None:
         """Delete what killed writers have left half-written below a folder.
 
-        Locally, temporary files of ten minutes ago and more. On S3 every unfinished multipart upload, however
-        young, to a path that is ``mine`` (none: every path): call it where a lease makes the caller the only
-        writer of those paths. One who has lost that lease, and still writes, fails.
+        Locally, temporary files whose writer on this machine is gone, and any of ten minutes ago. On S3 every
+        unfinished multipart upload, however young, to a path that is ``mine`` (none: every path): call it
+        where a lease makes the caller the only writer of those paths. One who has lost that lease, and still
+        writes, fails.
         """
 
     def child(self, folder: str) -> Storage:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,9 +15,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import psutil
+
 from hcs_ray.config import StorageConfig
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.storage.base import DEFAULTS, TEMPORARY, Writer, checked
+from hcs_ray.storage.machine import boot
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -119,7 +124,7 @@ class LocalStorage:
     def _temporary(self, path: str) -> Iterator[tuple[Path, _File]]:
         """A new file beside another; it is gone at the end, or has become the other."""
         folder = self.path(path).parent
-        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        temporary = folder / f"{TEMPORARY}{_here()}-{os.getpid()}-{uuid.uuid4().hex}"
         with self._told(path):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -164,10 +169,10 @@ class LocalStorage:
             raise self._failure(path, "deleted", error) from None
 
     def sweep(self, folder: str, mine: Callable[[str], bool] | None = None) -> None:
-        """As `Storage.sweep`; a temporary name does not tell whose it is, so its age decides."""
+        """As `Storage.sweep`: files whose writer on this machine is gone, and any that are old."""
         for left in self.path(folder).rglob(f"{TEMPORARY}*"):
             with contextlib.suppress(OSError):  # gone, or not ours to delete
-                if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                if _is_left(left):
                     left.unlink()
 
     def child(self, folder: str) -> LocalStorage:
@@ -177,6 +182,19 @@ class LocalStorage:
         import pyarrow.fs
 
         return pyarrow.fs.LocalFileSystem(), str(self.root)
+
+
+def _is_left(temporary: Path) -> bool:
+    machine, _, writer = temporary.name.removeprefix(TEMPORARY).partition("-")
+    process = writer.partition("-")[0]
+    if machine == _here() and process.isdigit() and not psutil.pid_exists(int(process)):
+        return True
+    return time.time() - temporary.stat().st_mtime > _LEFT_SECONDS
+
+
+@functools.cache
+def _here() -> str:
+    return hashlib.sha256(f"{socket.gethostname()} {boot()}".encode()).hexdigest()[:12]
 
 
 class _File:

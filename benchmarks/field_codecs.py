@@ -1,6 +1,6 @@
 """Lossless codecs on full-size fields: megabytes a field, milliseconds to encode and to decode on one core.
 
-    python benchmarks/codecs.py [--fields 8] [--repeats 3] [--only blosc2]
+    python benchmarks/field_codecs.py [--fields 8] [--repeats 3] [--only blosc2]
 
 The fields are 3 x 1024 x 1280 uint16, 12 bits stored as multiples of 16, drawn by our own generator and
 exposed anew (`exposed`), since as drawn they are darker and noisier than real ones; the first lines say how
