@@ -256,7 +256,9 @@ def writing_stage(
             outputs=dict(sorted(writer.outputs.items())),
         )
         lease.check()
-        storage.sweep(place.folder, place.owns)  # what workers left that were killed, and whose work others did
+        storage.sweep(
+            place.folder, place.owns
+        )  # what workers left that were killed, and whose work others did
         storage.write(place.record, _json(record.model_dump(mode="json")))
         storage.delete(place.begun)
 

@@ -17,10 +17,12 @@ import pandas as pd
 import pyarrow as pa
 
 from hcs_ray import contracts as c
+from hcs_ray.config import ShardsConfig
 from hcs_ray.outliers import find_outliers
 from hcs_ray.profiles.build import profile
 from hcs_ray.screen.splits import split
-from hcs_ray.shards import codec, quality
+from hcs_ray.shards import codec
+from hcs_ray.shards.statistics import PlateStatistics
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study, open_study
 
@@ -72,10 +74,11 @@ def _wells() -> pd.DataFrame:
 
 def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
     plates_seen: dict[str, dict[str, Any]] = {}
-    rows = []
+    tables = []
     with study.writing("shard", study.claim("shard", {"raw/image.csv": "0" * 64})) as writer:
         for plate, wells in _wells().groupby(c.PLATE, sort=True):
-            tar = b""
+            tar, rows = b"", []
+            statistics = PlateStatistics(CHANNELS, (3, *FIELD_PX), ShardsConfig(), "DAPI", None)
             for _, well in wells.iterrows():
                 for site in (1, 2):
                     pixels = rng.integers(400, 4000, (3, *FIELD_PX), dtype=np.uint16)
@@ -83,20 +86,27 @@ def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
                     key = c.field_key(str(plate), well[c.WELL], site)
                     place = {c.SHARD: f"{plate}.tar", c.OFFSET: len(tar), c.SIZE: len(data)}
                     place[c.SHA256] = hashlib.sha256(data).hexdigest()
-                    measured = quality.measure(pixels, CHANNELS)
-                    rows.append({c.KEY: key, **well, c.SITE: site, **place, **measured})
+                    statistics.add(pixels, str(well[c.WELL]), site)
+                    rows.append({c.KEY: key, **well, c.SITE: site, **place})
                     tar += data
             writer.write(f"{plate}.tar", tar)
+            tables.append(pd.concat([pd.DataFrame(rows), statistics.field_table()], axis=1))
             functions = []
             for channel in CHANNELS:
                 buffer = io.BytesIO()
                 np.save(buffer, np.ones(FIELD_PX, np.float32))
                 functions.append(f"illumination/{plate}_Illum{channel}.npy")
                 writer.write(functions[-1], buffer.getvalue())
-            plates_seen[str(plate)] = {"illumination": functions, "low": [400.0] * 3, "high": [4000.0] * 3}
-        index = pd.DataFrame(rows).sort_values(c.KEY, ignore_index=True)
+            scale = {"low": [400.0] * 3, "high": [4000.0] * 3, "sites": None}
+            plates_seen[str(plate)] = {"illumination": functions, **scale}
+        index = pd.concat(tables).sort_values(c.KEY, ignore_index=True)
         writer.write("index.parquet", parquet_bytes(pa.Table.from_pandas(index, preserve_index=False)))
-        manifest = {"format": 1, "channels": CHANNELS, "field_px": FIELD_PX, "plates": plates_seen}
+        manifest = {
+            "format": c.MANIFEST_FORMAT,
+            "channels": CHANNELS,
+            "field_px": FIELD_PX,
+            "plates": plates_seen,
+        }
         writer.write("manifest.json", json.dumps(manifest).encode())
     return index
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import numpy as np
@@ -18,9 +17,8 @@ from hcs_ray.config import ShardsConfig
 from hcs_ray.shards.illumination import MEDIAN_FRAMES, IlluminationEstimate, block_means
 from hcs_ray.shards.statistics import PlateStatistics
 from tests.drawn_fields import CHANNELS, CONFIG, FULL_SCALE, drawn_plate
+from tests.planted_light import Float64, cells_of, plain, plate_of, residual, vignetting
 
-Float64 = NDArray[np.float64]
-BLOCKS = (128, 160)  # of 8 px: a field of 1024 x 1280
 SIGMA = 0.05
 
 
@@ -35,57 +33,13 @@ def test_block_means_are_those_of_a_loop(pixels: NDArray[np.uint16], block: int)
 
 
 def test_smoothing_block_means_is_smoothing_all_pixels() -> None:
-    pixels = plate_of(24, 0, 3.0).mean(axis=0).repeat(8, 0).repeat(8, 1)
-    pixels *= np.random.default_rng(1).uniform(0.5, 1.5, pixels.shape)
+    rng = np.random.default_rng(0)
+    mean = np.mean([cells_of(rng) for _ in range(60)], axis=0) * vignetting("gaussian")
+    pixels = mean.repeat(8, 0).repeat(8, 1) * rng.uniform(0.9, 1.1, (1024, 1280))
     full = ndimage.gaussian_filter(pixels, 64, mode="reflect")
     blocks = ndimage.gaussian_filter(block_means(pixels[None].astype(np.float32), 8)[0], 8, mode="reflect")
     centres = full.reshape(128, 8, 160, 8)[:, 3:5, :, 3:5].mean(axis=(1, 3))
     assert np.abs(blocks / centres - 1).max() < 3e-4
-
-
-def vignetting(kind: str) -> Float64:
-    y, x = np.linspace(-1, 1, BLOCKS[0])[:, None], np.linspace(-1, 1, BLOCKS[1])[None]
-    gaussian = np.exp(-0.35 * ((y - 0.2) ** 2 + (x + 0.15) ** 2))
-    lens = np.cos(np.arctan(0.4 * np.hypot(y - 0.1, x - 0.1))) ** 4
-    shades = {"gaussian": gaussian, "cos4": lens, "tilted": gaussian * (1 + 0.1 * x), "none": np.ones(BLOCKS)}
-    return np.asarray(shades[kind] / shades[kind].mean())
-
-
-def cells_of(rng: np.random.Generator, radius: float = 3.0, light: float = 6500.0) -> Float64:
-    """Block means of a field of round cells over a background, some beyond its edges."""
-    field = np.full(BLOCKS, 900.0)
-    number = rng.poisson(110 * (1 + 24 / BLOCKS[0]) * (1 + 24 / BLOCKS[1]))
-    reach = int(radius * 1.5 + 4)
-    for y, x in rng.uniform(-12, (BLOCKS[0] + 12, BLOCKS[1] + 12), (number, 2)):
-        rows, columns = (slice(max(0, int(at) - reach), max(0, int(at) + reach + 1)) for at in (y, x))
-        part = field[rows, columns]
-        own_y, own_x = np.ogrid[: part.shape[0], : part.shape[1]]
-        distance = np.hypot(own_y + rows.start - y, own_x + columns.start - x)
-        part += light * np.exp(0.3 * rng.normal()) / (1 + np.exp((distance - radius) * 3))
-    return np.asarray(field * np.exp(0.1 * rng.normal()))
-
-
-def outlier(field: Float64, rng: np.random.Generator, blazing: bool) -> Float64:
-    """A field that is twelve times as bright, or one with lumps of dirt."""
-    if blazing:
-        return np.asarray(900 + (field - 900) * 12)
-    y, x = np.ogrid[: BLOCKS[0], : BLOCKS[1]]
-    for centre_y, centre_x in rng.uniform(0, BLOCKS, (6, 2)):
-        field = field + 20_000 * np.exp(-(((y - centre_y) / 8) ** 2 + ((x - centre_x) / 3) ** 2))
-    return field
-
-
-@functools.cache
-def plate_of(number: int, seed: int, radius: float) -> Float64:
-    """Block means (number, h, w) of evenly lit fields, one in twenty an outlier, with a little noise."""
-    rng = np.random.default_rng(seed)
-    fields = []
-    for place in range(number):
-        field = cells_of(rng, radius)
-        if place % 20 == 7:
-            field = outlier(field, rng, blazing=place % 40 == 7)
-        fields.append(field * rng.normal(1, 0.01, BLOCKS))
-    return np.array(fields)
 
 
 def estimate_of(fields: Float64, method: Literal["mean", "median"] = "mean") -> NDArray[np.float32]:
@@ -93,18 +47,6 @@ def estimate_of(fields: Float64, method: Literal["mean", "median"] = "mean") -> 
     for field in fields:
         estimate.add(field[None].astype(np.float32), 1)
     return np.asarray(estimate.functions(SIGMA)[0, 0])
-
-
-def residual(function: Float64 | NDArray[np.float32], shade: Float64) -> tuple[float, float]:
-    """The median and the largest relative deviation, in percent."""
-    deviation = 100 * np.abs(function / shade - 1)
-    return float(np.median(deviation)), float(deviation.max())
-
-
-def plain(fields: Float64) -> Float64:
-    """How it is mostly done: the mean of the fields, smoothed."""
-    smooth = ndimage.gaussian_filter(np.mean(fields, axis=0), 8, mode="nearest")
-    return np.asarray(smooth / smooth.mean())
 
 
 def at_blocks(function: NDArray[np.float32]) -> Float64:

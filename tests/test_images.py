@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import threading
+import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -93,6 +94,20 @@ def test_a_file_that_channels_share_is_read_once(folder: Path) -> None:
     np.testing.assert_array_equal(raw.pixels[0], noise(seed=2))
     np.testing.assert_array_equal(raw.pixels[1], noise(seed=0))
     assert raw.digests[0] == raw.digests[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "tile": (64, 64)}])
+def test_the_files_of_a_field_are_not_held_all_at_once(tmp_path: Path, options: dict[str, Any]) -> None:
+    names = [f"{number}.tif" for number in range(3)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(written(noise((1024, 512), seed=number), **options))
+    source = TiffSource(LocalStorage(tmp_path), (*CHANNELS, "ER"))
+    source.read(row_of(*names))
+    tracemalloc.start()
+    raw = source.read(row_of(*names))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < raw.pixels.nbytes + 1.5 * (tmp_path / names[0]).stat().st_size
 
 
 @pytest.mark.parametrize(

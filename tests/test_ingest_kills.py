@@ -48,7 +48,11 @@ def fresh(reference: Path, tmp_path: Path) -> Path:
 @contextmanager
 def running(study: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [HCS_RAY, "shard", study], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [HCS_RAY, "shard", study],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "AWS_MAX_ATTEMPTS": "3"},
     )
     try:
         yield process

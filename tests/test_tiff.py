@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -131,12 +132,43 @@ def test_a_thumbnail_is_no_second_page() -> None:
     np.testing.assert_array_equal(plane(buffer.getvalue()), image)
 
 
-def in_a_circle() -> bytes:
-    data = bytearray(written([noise(), noise()]))
-    (first,) = struct.unpack_from("<I", data, 4)
-    count = struct.unpack_from("<H", data, first)[0]
-    struct.pack_into("<I", data, first + 2 + 12 * count, first)
-    return bytes(data)
+def leading(data: bytes, number: int, to: int) -> bytes:
+    """The TIFF with what a page says of where the next one lies replaced."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        at = file.pages[number].offset
+    count = struct.unpack_from("<H", data, at)[0]
+    end = at + 2 + 12 * count
+    return data[:end] + struct.pack("<I", to) + data[end + 4 :]
+
+
+def in_a_circle(pages: int = 2) -> bytes:
+    data = written([noise((2, 3))] * pages)
+    return leading(data, pages - 1, struct.unpack_from("<I", data, 4)[0])
+
+
+def retyped(data: bytes, tag: int, kind: int) -> bytes:
+    """The TIFF with the type of a tag in its first directory replaced."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        at = file.pages.first.tags[tag].offset + 2
+    return data[:at] + struct.pack("<H", kind) + data[at + 2 :]
+
+
+def many_values() -> bytes:
+    """A file half of which one tag says to be strips' offsets."""
+    data = written(np.zeros((2048, 4096), np.uint16), rowsperstrip=1024)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        at = file.pages.first.tags[273].offset + 2
+    return data[:at] + struct.pack("<HII", 3, 5_000_000, 8) + data[at + 10 :]
+
+
+def short_tile() -> bytes:
+    """A tile at the edge that holds no more than the four columns inside of the image."""
+    data = written(noise((16, 20)), tile=(16, 16), compression="zlib")
+    page = tiff.read_page(data)
+    tile = imagecodecs.zlib_encode(bytes(16 * 4 * 2))
+    at, size = int(page.offsets[1]), int(page.sizes[1])
+    assert len(tile) <= size
+    return data[:at] + tile.ljust(size, b"\0") + data[at + size :]
 
 
 def short_strip(codec: str) -> bytes:
@@ -174,7 +206,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut in the pixels": (lambda: cut_inside(GREY), "is truncated, has"),
     "cut in a tile": (lambda: cut_inside(written(noise((64, 64)), tile=(16, 16))), "is truncated, has"),
     "circle": (in_a_circle, "run in a circle"),
-    "far directory": (lambda: GREY[:4] + b"\xff\xff\xff\x7f" + GREY[8:], "is truncated, a directory"),
+    "long circle": (partial(in_a_circle, 120), "run in a circle"),
+    "lost pages": (lambda: leading(written([noise()] * 2), 0, 2**31), "is truncated or its header"),
+    "lost tag": (lambda: retyped(written(noise().astype(np.int16)), 339, 99), "its tag 339 is damaged"),
+    "many values": (many_values, "has a tag of 10000000 bytes"),
+    "short tile": (short_tile, "tile 1 cannot be decoded (lacks some of its 16 x 16 px)"),
+    "far directory": (lambda: GREY[:4] + b"\xff\xff\xff\x7f" + GREY[8:], "is truncated or its header"),
     "no directory": (lambda: GREY[:4] + bytes(4) + GREY[8:], "has no page"),
     "rgb": (lambda: written(noise((9, 9, 3), 8), photometric="rgb"), "3 samples a pixel (a colour image)"),
     "two samples": (lambda: written(noise((9, 9, 2)), planarconfig="contig"), "2 samples a pixel"),
@@ -183,16 +220,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "float32": (lambda: written(noise().astype(np.float32)), "float32 pixels cannot be kept losslessly"),
     "float NaN": (lambda: written(np.full((9, 9), np.nan, np.float32)), "float32 pixels cannot be kept"),
     "float16": (lambda: written(noise((9, 9), 8).astype(np.float16)), "float16 pixels cannot be kept"),
-    "complex": (lambda: written(np.zeros((9, 9), np.complex64)), "complex pixels cannot be kept"),
+    "complex": (lambda: written(np.zeros((9, 9), np.complex64)), "complex64 pixels cannot be kept"),
     "bilevel": (lambda: written(np.zeros((9, 9), bool)), "1-bit samples are not read"),
-    "inverted": (lambda: written(noise(), photometric="miniswhite"), "is stored as MinIsWhite"),
+    "inverted": (lambda: written(noise(), photometric="miniswhite"), "0 (MinIsWhite, so 0 may be the"),
     "palette": (
         lambda: written(noise(bits=8), photometric="palette", colormap=np.zeros((3, 256), np.uint16)),
         "photometric interpretation 3",
     ),
     "gigapixel": (lambda: edited(edited(GREY, 256, 60000), 257, 60000), "says 60000 x 60000 px"),
     "no width": (lambda: edited(GREY, 256, 0), "says 37 x 0 px"),
-    "too wide": (lambda: edited(GREY, 256, 1000), "strip 0 holds"),
+    "too wide": (lambda: edited(GREY, 256, 1000), "hold 3922 bytes of 74000"),
     "too many rows": (lambda: edited(GREY, 257, 1000), "lists 1 of its"),
     "huge tile": (
         lambda: edited(edited(written(noise(), tile=(16, 16)), 322, 65535), 323, 65535),
@@ -201,7 +238,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg": (lambda: written(noise(bits=8), compression="jpeg"), "compression 7 (JPEG) is not read"),
     "strange codec": (lambda: edited(GREY, 259, 999), "compression 999 (unknown) is not read"),
     "three pages": (lambda: written([noise()] * 3), "has 3 pages; name one of them (#0 to #2)"),
-    **{f"short {codec}": (partial(short_strip, codec), "strip 0 holds") for codec in COMPRESSIONS[1:]},
+    **{f"short {c}": (partial(short_strip, c), "strip 0 cannot be decoded") for c in COMPRESSIONS[1:]},
     **{f"damaged {c}": (partial(damaged_middle, c), "copy it again") for c in ("zlib", "lzma")},
 }  # fmt: skip
 
@@ -213,6 +250,37 @@ def test_what_cannot_be_read_rightly_is_refused_with_the_reason(name: str) -> No
         plane(make())
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("circle", 3), ("long circle", 300), ("lost pages", 0), ("lost tag", 0), ("short tile", 0)],
+)
+def test_what_is_checked_here_tifffile_alone_would_give(name: str, page: int) -> None:
+    """Else the check could go."""
+    with tifffile.TiffFile(io.BytesIO(REFUSED[name][0]())) as file:
+        assert file.pages[page].asarray().dtype == np.uint16
+
+
+def test_a_page_named_is_refused_where_the_pages_run_in_a_circle() -> None:
+    with pytest.raises(tiff.TiffError, match="run in a circle"):
+        plane(in_a_circle(), 3)
+
+
+def test_odd_files_leave_the_terminal_clean(tmp_path: Path) -> None:
+    (tmp_path / "files").write_bytes(pickle.dumps([make() for make, _ in REFUSED.values()]))
+    code = """
+import contextlib, pathlib, pickle, sys
+import numpy as np
+from hcs_ray.screen import tiff
+for data in pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()):
+    with contextlib.suppress(tiff.TiffError):
+        page = tiff.read_page(data)
+        tiff.decode(data, page, np.empty((page.height, page.width), np.uint16))
+"""
+    command = [sys.executable, "-W", "always", "-c", code, str(tmp_path / "files")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("codec", ["zlib", "zstd", "lzw", "packbits", "lzma"])

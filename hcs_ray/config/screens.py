@@ -33,9 +33,12 @@ class PositiveControl(Section):
 
 
 class ScreenSection(ExecutionSection):
-    """What every kind of screen has. Plates are no part of its claim: each is an input of its own."""
+    """What every kind of screen has.
 
-    execution: ClassVar[frozenset[str]] = frozenset({"plates"})
+    Its claim says neither where it lies nor which plates it has: each plate is an input of its own.
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"plates", "folder", "anonymous", "path_prefixes"})
 
     plates: tuple[str, ...] | None = Field(None, description="only these plates; none: all in the tables")
     negative_control: str = "DMSO"

@@ -16,6 +16,7 @@ import threading
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from hcs_ray import contracts as c
@@ -27,6 +28,7 @@ from hcs_ray.storage import Storage, open_storage
 _PAGE: Final = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
 _MEMBER: Final = re.compile(r"(.+?\.zip)::(.+)", re.DOTALL | re.IGNORECASE)
 _WEB: Final = ("http://", "https://")
+Pixels = npt.NDArray[np.uint16]
 
 
 class Location(NamedTuple):
@@ -73,19 +75,20 @@ class TiffSource:
             BadImageError: names the file and why it is not read, or the channels that differ in size.
         """
         locations = [self._location(row, channel) for channel in self.channels]
-        data: dict[Location, bytes] = {}
-        pages = []
-        for location in locations:
-            file = location._replace(page=None)
-            if file not in data:
-                data[file] = self._files.read(file)
-            pages.append(self._page(data[file], location))
-        self._check_shapes(pages, locations)
-        pixels = np.empty((len(pages), pages[0].height, pages[0].width), np.uint16)
-        for plane, page, location in zip(pixels, pages, locations, strict=True):
-            self._decode(data[location._replace(page=None)], page, plane, location)
-        digests = {file: xxhash.xxh3_128_hexdigest(content) for file, content in data.items()}
-        return RawField(pixels, tuple(digests[location._replace(page=None)] for location in locations))
+        planes: dict[Location, list[int]] = {}
+        for number, location in enumerate(locations):
+            planes.setdefault(location._replace(page=None), []).append(number)
+        pixels = None
+        digests = [""] * len(locations)
+        for file, numbers in planes.items():  # one file in memory at a time
+            data = self._files.read(file)
+            digest = xxhash.xxh3_128_hexdigest(data)
+            for number in numbers:
+                pixels = self._decode(data, locations[number], number, pixels)
+                digests[number] = digest
+            del data  # not only when the next file is there
+        assert pixels is not None, "a screen has channels"
+        return RawField(pixels, tuple(digests))
 
     def _location(self, row: Field, channel: str) -> Location:
         text = row[file_column(channel)]
@@ -93,26 +96,21 @@ class TiffSource:
             raise BadImageError(f"{row[c.KEY]}: has no image of {channel}")
         return parse_location(text)
 
-    def _page(self, data: bytes, location: Location) -> tiff.Page:
+    def _decode(self, data: bytes, location: Location, number: int, pixels: Pixels | None) -> Pixels:
+        """Decode a channel into its plane of ``pixels``, which the first one makes."""
         try:
-            return tiff.read_page(data, location.page)
+            page = tiff.read_page(data, location.page)
+            if pixels is None:
+                pixels = np.empty((len(self.channels), page.height, page.width), np.uint16)
+            if (page.height, page.width) == pixels.shape[1:]:
+                tiff.decode(data, page, pixels[number])
+                return pixels
         except tiff.TiffError as error:
             raise BadImageError(f"{self._files.name(location)}: {error}") from None
-
-    def _decode(self, data: bytes, page: tiff.Page, plane: tiff.Plane, location: Location) -> None:
-        try:
-            tiff.decode(data, page, plane)
-        except tiff.TiffError as error:
-            raise BadImageError(f"{self._files.name(location)}: {error}") from None
-
-    def _check_shapes(self, pages: list[tiff.Page], locations: list[Location]) -> None:
-        first = pages[0]
-        for page, location, channel in zip(pages, locations, self.channels, strict=True):
-            if (page.height, page.width) != (first.height, first.width):
-                raise BadImageError(
-                    f"{self._files.name(location)}: {channel} has {page.height} x {page.width} px, "
-                    f"{self.channels[0]} of the same field {first.height} x {first.width}"
-                )
+        raise BadImageError(
+            f"{self._files.name(location)}: {self.channels[number]} has {page.height} x {page.width} px, "
+            f"{self.channels[0]} of the same field {pixels.shape[1]} x {pixels.shape[2]}"
+        )
 
 
 class Files:

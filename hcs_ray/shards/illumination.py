@@ -23,7 +23,7 @@ Float64 = npt.NDArray[np.float64]
 _FLOOR: Final = 0.05  # of the mean: a dead corner must not become an infinite gain
 _DEGREE: Final = 4  # of the polynomial
 # Terms whose square is not above so many times their noise are left out, others shrunk by it: vignetting is
-# mostly of degree 2, so higher terms need better evidence (benchmarks/statistics.py shows what is left).
+# mostly of degree 2, so higher terms need better evidence. benchmarks/field_statistics.py shows what is left.
 _CAUTION: Final = 2.0
 _CAUTION_ABOVE: Final = 4.0
 _TINY: Final = 1e-300
@@ -45,8 +45,8 @@ class IlluminationEstimate:
 
     def add(self, frame: FloatArray, site: int) -> None:
         """Add the block means of one field, (C, h, w)."""
-        levels = frame.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
-        frame = np.asarray(frame / np.where(levels > 0, levels, 1), np.float32)  # a black plane stays one
+        levels = frame.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
+        frame = frame / np.where(levels > 0, levels, np.float32(1))  # a black plane stays one
         key = site if self._by_site else 0
         if key not in self._parts:
             self._parts[key] = _Halves(frame.shape) if self._method == "mean" else _Sample()

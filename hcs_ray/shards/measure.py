@@ -20,7 +20,7 @@ from hcs_ray.shards.nuclei import count_nuclei
 FRAME_PX: Final = 160  # blocks along a field's longer side
 TILES: Final = 8  # along a side: where the background is looked for
 # Evenly spaced rows with about so many pixels have the histogram: all of a small field, every second of one
-# of 1024 x 1280, which has the percentiles within 1 % of all rows' (benchmarks/statistics.py shows it).
+# of 1024 x 1280, which has the percentiles within 1 % of all rows' (benchmarks/field_statistics.py shows it).
 HISTOGRAM_PIXELS: Final = 1 << 19
 LEVELS: Final = 128  # of brightness, eight an octave
 LEVEL_OF_ONE: Final = 64  # a field's own 99th percentile over its background

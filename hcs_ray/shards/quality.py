@@ -26,8 +26,9 @@ CELL_LIGHT: Final = 0.15  # of the cells' contrast: above noise and scattered li
 EMPTY_SHARE: Final = 0.25  # of the plate's median cell area: below it a field says little about its cells
 # Over the 99th percentile, in two channels at once, in 3 x 3 blocks or more: cells that are brightest in one
 # channel are not in the next, and what is brightest in a cell is smaller.
-DEBRIS_LIGHT: Final = 1.25
-DEBRIS_SHARE: Final = 0.0006  # of the area: 12 blocks of 8 px in a field of 1024 x 1280
+DEBRIS_LIGHT: Final = 1.1
+DEBRIS_SHARE: Final = 0.001  # of the area; fields of cells alone stay below on generated screens
+_LEAST_SCARCITY: Final = 0.8  # debris lifts a field's own 99th percentile, but so do some treatments
 FOCUS_Z: Final = -5.0  # fields in focus are above -2 on generated screens, visibly blurred ones below -6
 _FOCUS_LEAST_SPREAD: Final = 0.1  # of the logarithm: a plate of identical fields has no outliers
 _NORMAL_MAD: Final = 0.6745
@@ -76,18 +77,15 @@ def field_table(
 def _areas(fields: Sequence[FieldMeasures], values: Float64) -> tuple[Float64, Float64]:
     """The shares of the area that cells and debris cover, (N,) each.
 
-    Brightness is in units of the field's own contrast; where that is below the plate's, of the plate's.
+    Brightness is in units of the field's own contrast, which may be unlike the plate's: scarcity is the
+    plate's over the field's, the median over the channels, so that one overexposed channel does not matter.
     """
     contrast = np.maximum(contrasts(values), 1)
-    scarcity = np.maximum(np.median(contrast, axis=0) / contrast, 1)
-    cells = [
-        _share_above(field.any_level, CELL_LIGHT * scale)
-        for field, scale in zip(fields, np.median(scarcity, axis=1), strict=True)
-    ]
-    debris = [
-        _share_above(field.two_level, DEBRIS_LIGHT * scale)
-        for field, scale in zip(fields, scarcity.max(axis=1), strict=True)
-    ]
+    scarcity = np.median(np.median(contrast, axis=0) / contrast, axis=1)
+    cell_light = CELL_LIGHT * np.maximum(scarcity, 1)
+    debris_light = DEBRIS_LIGHT * np.maximum(scarcity, _LEAST_SCARCITY)
+    cells = [_share_above(field.any_level, light) for field, light in zip(fields, cell_light, strict=True)]
+    debris = [_share_above(field.two_level, light) for field, light in zip(fields, debris_light, strict=True)]
     return np.array(cells), np.array(debris)
 
 

@@ -21,7 +21,7 @@ from hcs_ray.contracts import HcsError, InputError
 
 T = TypeVar("T")
 
-_ATTEMPTS = 8  # about a minute of trouble is outlived
+_ATTEMPTS = 8  # about a minute of trouble is outlived; AWS_MAX_ATTEMPTS says otherwise
 # Credentials that have run out or were replaced before their time. A HEAD's answer has only a status.
 _OUTDATED: Final = frozenset(
     {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired", "400", "403"}
@@ -100,7 +100,7 @@ class Connection:
         if bundle and not Path(bundle).is_file():
             raise InputError(f"storage.ca_bundle {bundle}: no such file")
         config = Config(
-            retries={"mode": "standard", "max_attempts": self._attempts},
+            retries={"mode": "standard", "max_attempts": _attempts(self._attempts)},
             connect_timeout=10,
             max_pool_connections=32,
             signature_version=UNSIGNED if self._anonymous else None,
@@ -115,6 +115,12 @@ class Connection:
             raise InputError(f"storage.endpoint {self.options.endpoint!r}: {error}") from None
         client.meta.events.register_first("needs-retry.s3", _give_up_on_certificates)
         return client
+
+
+def _attempts(most: int) -> int:
+    """As many attempts as we make, or fewer or more as botocore's own variable says."""
+    given = os.environ.get("AWS_MAX_ATTEMPTS", "")
+    return int(given) if given.isdigit() and most == _ATTEMPTS else most
 
 
 def _restored(options: StorageConfig, anonymous: bool, attempts: int) -> Connection:
