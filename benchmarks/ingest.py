@@ -4,8 +4,8 @@
 
 Every side runs in processes of its own, each on one core, over the same full-size TIFFs (three channels of
 1024 x 1280 uint16, 12 bits stored in 16), which come from the page cache. The ceiling reads and decodes the
-TIFFs and encodes the fields with the default codec, nothing else. pybbbc's method is made of its steps:
-mean over the fields of a site position, a gaussian of sigma 500 at full resolution, divide, percentiles, float16
+TIFFs and encodes the fields with the default codec, nothing else. pybbbc's method is made of its steps: mean
+over the fields of a site position, a gaussian of sigma 500 at full resolution, divide, percentiles, float16
 HDF5.
 """
 
@@ -92,7 +92,8 @@ def ingest(folder: Path, fields: int, worker: int) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as study:
         write_plate(
             PlateJob(
-                plate="Plate_1", fields=table_of(fields), channels=CHANNELS, source=TiffSource(storage, CHANNELS),
+                plate="Plate_1", fields=table_of(fields), channels=CHANNELS,
+                source=TiffSource(storage, CHANNELS),
                 study=LocalStorage(Path(study)), config=ShardsConfig(), claim=str(worker),
                 nuclear_channel="DAPI", camera_maximum=4095 << 4,
             )

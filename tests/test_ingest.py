@@ -1,4 +1,4 @@
-"""`hcs-ray shard` over a whole screen: the same bytes for all workers, plates that come and go, quarantine."""
+"""`hcs-ray shard` over a screen: the same bytes for all workers, plates that come and go, quarantine."""
 
 from __future__ import annotations
 

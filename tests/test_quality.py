@@ -96,7 +96,7 @@ def test_the_largest_block_of_the_brightest_pixels_fits() -> None:
     hnp.arrays(
         np.float32,
         hnp.array_shapes(min_dims=2, max_dims=2, max_side=20),
-        elements=st.floats(0, 60_000, width=32),
+        elements=st.floats(-10, 60_000, width=32),
     )
 )
 def test_opening_levels_and_tiles_are_those_of_libraries_and_loops(frame: NDArray[np.float32]) -> None:

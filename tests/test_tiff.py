@@ -153,6 +153,13 @@ def retyped(data: bytes, tag: int, kind: int) -> bytes:
     return data[:at] + struct.pack("<H", kind) + data[at + 2 :]
 
 
+def renamed(data: bytes, tag: int, other: int) -> bytes:
+    """The TIFF with the number of a tag in its first directory replaced."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        at = file.pages.first.tags[tag].offset
+    return data[:at] + struct.pack("<H", other) + data[at + 2 :]
+
+
 def many_values() -> bytes:
     """A file half of which one tag says to be strips' offsets."""
     data = written(np.zeros((2048, 4096), np.uint16), rowsperstrip=1024)
@@ -209,6 +216,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "long circle": (partial(in_a_circle, 120), "run in a circle"),
     "lost pages": (lambda: leading(written([noise()] * 2), 0, 2**31), "is truncated or its header"),
     "lost tag": (lambda: retyped(written(noise().astype(np.int16)), 339, 99), "its tag 339 is damaged"),
+    "tag twice": (lambda: renamed(GREY, 282, 257), "its tag 257 is damaged"),
+    "half a tile": (lambda: renamed(written(noise((9, 9)), tile=(16, 16)), 322, 65000), "its tag 322 is"),
     "many values": (many_values, "has a tag of 10000000 bytes"),
     "short tile": (short_tile, "tile 1 cannot be decoded (lacks some of its 16 x 16 px)"),
     "far directory": (lambda: GREY[:4] + b"\xff\xff\xff\x7f" + GREY[8:], "is truncated or its header"),
@@ -252,12 +261,12 @@ def test_what_cannot_be_read_rightly_is_refused_with_the_reason(name: str) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "page"),
-    [("circle", 3), ("long circle", 300), ("lost pages", 0), ("lost tag", 0), ("short tile", 0)],
-)
+GIVEN = {"circle": 3, "long circle": 300, "lost pages": 0, "lost tag": 0, "half a tile": 0, "short tile": 0}
+
+
+@pytest.mark.parametrize(("name", "page"), GIVEN.items())
 def test_what_is_checked_here_tifffile_alone_would_give(name: str, page: int) -> None:
-    """Else the check could go."""
+    """Where it no longer does, the check can go."""
     with tifffile.TiffFile(io.BytesIO(REFUSED[name][0]())) as file:
         assert file.pages[page].asarray().dtype == np.uint16
 

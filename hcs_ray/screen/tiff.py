@@ -26,6 +26,7 @@ _STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CODECS: Final = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)  # those of this module's first lines
 _NEEDED: Final = {254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 317, 322, 323, 324, 325, 339, 32997}
 _MAX_TAG_BYTES: Final = 2**23  # 2**20 offsets of a BigTIFF; as Python objects they take up to 18 x the memory
+_TILES: Final = (322, 323, 324)  # all or none of these tags
 _REDUCED_OR_MASK: Final = 0b101
 _LOSSY_WAY_OUT: Final = "cannot be kept losslessly as 16-bit integers; export the camera's integers"
 
@@ -170,13 +171,15 @@ def _checked(parsed: TiffPage, data: bytes) -> Page:
 
 
 def _check_tags(parsed: TiffPage, data: bytes) -> None:
-    """Refuse a page of which tifffile dropped a tag; it would go on with the tag's default."""
+    """Refuse a page with a tag twice, or without one that stands there: tifffile goes on with a default."""
     form, at = parsed.parent.tiff, parsed.offset
     first, count = at + form.tagnosize, struct.unpack_from(form.tagnoformat, data, at)[0]
     places = range(first, first + count * form.tagsize, form.tagsize)
-    listed = {struct.unpack_from(f"{form.byteorder}H", data, place)[0] for place in places}
-    if lost := [tag for tag in listed & _NEEDED if tag not in parsed.tags]:
-        raise TiffError(f"its tag {min(lost)} is damaged; copy it again")
+    listed = [struct.unpack_from(f"{form.byteorder}H", data, place)[0] for place in places]
+    wrong = [tag for tag in _NEEDED if listed.count(tag) != (tag in parsed.tags)]
+    tiles = [tag for tag in _TILES if tag not in listed]
+    if wrong or 0 < len(tiles) < len(_TILES):
+        raise TiffError(f"its tag {min(wrong or tiles)} is damaged or missing; copy it again")
 
 
 def _check_kind(parsed: TiffPage) -> None:

@@ -46,7 +46,9 @@ class IlluminationEstimate:
     def add(self, frame: FloatArray, site: int) -> None:
         """Add the block means of one field, (C, h, w)."""
         levels = frame.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-        frame = frame / np.where(levels > 0, levels, np.float32(1))  # a black plane stays one
+        frame = np.asarray(
+            frame / np.where(levels > 0, levels, np.float32(1)), np.float32
+        )  # black stays black
         key = site if self._by_site else 0
         if key not in self._parts:
             self._parts[key] = _Halves(frame.shape) if self._method == "mean" else _Sample()

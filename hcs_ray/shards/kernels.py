@@ -1,6 +1,6 @@
 """Single passes over a plane's pixels, compiled: what numpy would need several copies for.
 
-Compiled by numba in the first call of a process, some three seconds for all, for one thread and without the
+Compiled by numba in the first call of a process, a few seconds for all, for one thread and without the
 GIL. The machine code is kept beside the source or in the user's cache folder, where one of them can be
 written; a read-only installation compiles again. Sums are integers, so results do not depend on the order of
 summation.

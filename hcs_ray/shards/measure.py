@@ -218,7 +218,7 @@ def levels_of(light: Float32) -> npt.NDArray[np.uint32]:
 
     A level is the exponent and the first three bits of the mantissa of a float32, cut to the first and last.
     """
-    bits = np.maximum(light, 0).view(np.uint32) >> np.uint32(_MANTISSA_BITS)
+    bits = np.maximum(light, np.float32(level_edges()[0])).view(np.uint32) >> np.uint32(_MANTISSA_BITS)
     levels = np.clip(bits.ravel().astype(np.intp) - (_EXPONENT_OF_ONE - LEVEL_OF_ONE), 0, LEVELS - 1)
     return np.bincount(levels, minlength=LEVELS).astype(np.uint32)
 
