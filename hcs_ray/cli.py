@@ -237,8 +237,8 @@ def _repair(study: Study, paths: set[str]) -> None:
 
 def _what_to_do(stages: set[str], flaws: int) -> str:
     found = f"{flaws} {'flaw' if flaws == 1 else 'flaws'} found"
-    others = [f"hcs-ray {stage} --force" for stage in _RUNNERS if stage in stages - {"shard"}]
-    shards = ["hcs-ray verify --repair"] if "shard" in stages else []
+    others = [f"hcs-ray {stage} STUDY --force" for stage in _RUNNERS if stage in stages - {"shard"}]
+    shards = ["hcs-ray verify STUDY --repair"] if "shard" in stages else []
     return f"{found}; make them again with {', then '.join([*shards, *others])}" if shards + others else found
 
 

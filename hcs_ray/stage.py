@@ -16,7 +16,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,12 +223,15 @@ class StageWriter:
         """List an output that a worker has written."""
         self.outputs[self.path(file)] = output
 
-    def prune(self) -> None:
-        """Delete what lies in the stage's folder and is no output: parts of inputs that are gone."""
+    def prune(self, made: Callable[[str], bool]) -> None:
+        """Delete files of the stage's folder that are no outputs any more, if they are of its own making.
+
+        ``made`` tells that from a file's path below the folder.
+        """
         self._lease.check()
         kept = {*self.outputs, self.place.lease, self.place.begun}
         for path in self.storage.sizes(self.place.folder):
-            if self.place.owns(path) and path not in kept:
+            if path not in kept and made(path.removeprefix(f"{self.place.folder}/")):
                 self.storage.delete(path)
 
 

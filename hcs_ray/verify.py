@@ -72,24 +72,29 @@ def _flaw_of_file(storage: Storage, path: str, file: OutputFile, size: int | Non
         return "missing"
     if size != file.size:
         return f"damaged: {size} bytes instead of {file.size}"
-    with storage.open(path) as stream:
-        sound = file.matches(iter(lambda: stream.read(_CHUNK_BYTES), b""))
+    try:
+        with storage.open(path) as stream:
+            sound = file.matches(iter(lambda: stream.read(_CHUNK_BYTES), b""))
+    except OSError as error:  # a bad sector, a share that stalls: the other files are looked at all the same
+        return f"damaged: cannot be read ({error.strerror or error})"
     return None if sound else "damaged: other content than was written"
 
 
 def _closer(storage: Storage, record: StageRecord, path: str, what: str) -> Iterator[str]:
-    """A tar's flaw by its members, where the index can still be read."""
+    """A tar's flaw by its members, where the index and the manifest can still be read."""
     yield what
     index = _index(storage, record) if path.endswith(".tar") and what != "missing" else None
     if index is not None:
-        rows = index[index[c.SHARD] == path.rpartition("/")[2]]
-        yield from flaws_of_tar(storage, path, rows, str(record.read_json(storage, MANIFEST)["member"]))
+        rows, extension = index
+        yield from flaws_of_tar(storage, path, rows[rows[c.SHARD] == path.rpartition("/")[2]], extension)
 
 
-def _index(storage: Storage, record: StageRecord) -> pd.DataFrame | None:
+def _index(storage: Storage, record: StageRecord) -> tuple[pd.DataFrame, str] | None:
+    """The index and the image members' extension, where both can be read."""
     try:
         columns = [c.KEY, c.SHARD, c.SHA256, c.SAMPLE_SHA256]
-        return record.read_table(storage, "shards/index.parquet", columns)
+        extension = str(record.read_json(storage, MANIFEST)["member"])
+        return record.read_table(storage, "shards/index.parquet", columns), extension
     except c.HcsError:
         return None
 

@@ -16,9 +16,9 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.screen.sources import open_screen
 from hcs_ray.shards import codec
-from hcs_ray.shards.plate import write_plate
+from hcs_ray.shards.plate import is_whole, write_plate
 from hcs_ray.shards.read import ShardReader
-from hcs_ray.shards.write import claim_of, plate_jobs, shard
+from hcs_ray.shards.write import claim_of, of_its_own, plate_jobs, shard
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import Study, open_study
 from hcs_ray.tables import read_index
@@ -183,6 +183,18 @@ def test_the_quarantine_is_counted_aloud_and_says_why(fresh: Path) -> None:
     assert not set(left_out[c.KEY]) & set(read_index(study_at(fresh, "shards.on_error=quarantine"))[c.KEY])
 
 
+def test_a_run_that_failed_on_an_image_goes_on_with_the_quarantine(fresh: Path) -> None:
+    damage_an_image(fresh, PLATES[2])
+    with pytest.raises(InputError, match=r"shards\.on_error"):
+        shard(study_at(fresh), quiet)
+    before = written_at(fresh)
+    figures = shard(study_at(fresh, "shards.on_error=quarantine"), quiet)
+    assert figures["QUARANTINED"].startswith("1 fields")
+    assert {name: written_at(fresh)[name] for name in before} == before, "whole plates stay"
+    with pytest.raises(InputError, match="truncated"):
+        shard(study_at(fresh), quiet)
+
+
 def test_a_missing_image_is_named_before_any_work(fresh: Path) -> None:
     gone = sorted((fresh / "raw" / PLATES[2]).glob("*.tif"))[-1]
     gone.unlink()
@@ -207,6 +219,29 @@ def test_a_part_of_another_time_is_not_taken_over(reference: Path, fresh: Path) 
     (fresh / "shards/parts" / f"{PLATES[1]}.parquet").write_bytes(stolen)
     shard(study_at(fresh), quiet)
     assert files_of(fresh) == files_of(reference)
+
+
+def test_what_is_not_of_our_making_stays(sharded: Path) -> None:
+    notes = sharded / "shards/notes.txt"
+    notes.write_text("mine")
+    shard(study_at(sharded, only(*PLATES[:2])), quiet, force=True)
+    assert notes.read_text() == "mine"
+
+
+def test_a_part_does_not_vouch_for_tars_that_were_written_over(sharded: Path) -> None:
+    study = study_at(sharded)
+    screen = open_screen(study.config.screen, study.storage)
+    job = plate_jobs(study, screen, claim_of(study, screen))[0]
+    image = damage_an_image(sharded, PLATES[0])
+    with pytest.raises(InputError, match=image.name):
+        write_plate(job)
+    assert not is_whole(job, study.storage.sizes("shards"))
+
+
+def test_a_table_that_other_plates_widen_changes_no_plate() -> None:
+    rows = pd.DataFrame({c.KEY: ["a"], "Metadata_Text": ["x"]})
+    wider = rows.assign(Metadata_More=pd.Series([None], dtype="str"))
+    pd.testing.assert_frame_equal(of_its_own(rows), of_its_own(wider))
 
 
 def test_the_manifest_says_how_to_read_the_shards(reference: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from hcs_ray import contracts as c
+from hcs_ray.config import ShardsConfig
+from hcs_ray.shards.plate import PlateJob
 from hcs_ray.shards.write import shard
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import open_study
@@ -55,9 +58,8 @@ def patch(path: Path, at: int, data: bytes) -> None:
 
 
 def flip_an_image(folder: Path) -> str:
-    key, offset, size = key_of(folder)
-    patch(folder / TAR, offset + size // 2, b"\xff\x00\xff\x00")
-    return f"{TAR}: member {key}.{extension(folder)} is damaged"
+    flip_an_image_bytes(folder)
+    return f"{TAR}: member {key_of(folder)[0]}.{extension(folder)} is damaged"
 
 
 def flip_a_sample(folder: Path) -> str:
@@ -79,6 +81,23 @@ def cut_the_end(folder: Path) -> str:
     data = (folder / TAR).read_bytes()
     (folder / TAR).write_bytes(data[: len(data) // 2])
     return f"{TAR}: cannot be read on after"
+
+
+def flip_a_header(folder: Path) -> str:
+    _, offset, _ = key_of(folder)
+    patch(folder / TAR, offset - 512 + 10, b"\xff\xff")
+    return f"{TAR}: the header at byte {offset - 512} is damaged"
+
+
+def lose_manifest_and_tar(folder: Path) -> str:
+    (folder / "shards/manifest.json").unlink()
+    flip_an_image_bytes(folder)
+    return f"{TAR}: damaged"
+
+
+def flip_an_image_bytes(folder: Path) -> None:
+    _, offset, size = key_of(folder)
+    patch(folder / TAR, offset + size // 2, b"\xff\x00\xff\x00")
 
 
 def drop_a_member(folder: Path) -> str:
@@ -114,7 +133,7 @@ def lose_the_index(folder: Path) -> str:
 
 DAMAGES = [
     flip_an_image, flip_a_sample, flip_padding, cut_the_end, drop_a_member, add_a_member, lose_the_tar,
-    flip_a_part, flip_a_function, lose_the_index,
+    flip_a_part, flip_a_function, lose_the_index, flip_a_header, lose_manifest_and_tar,
 ]  # fmt: skip
 
 
@@ -166,7 +185,7 @@ def test_all_at_once(reference: Path, sharded: Path, cluster: str) -> None:
     assert all(
         any(line.startswith(start.split(": ")[0]) for line in done.stdout.splitlines()) for start in words
     )
-    assert "hcs-ray verify --repair" in done.stderr
+    assert "hcs-ray verify STUDY --repair" in done.stderr
     mended = hcs_ray("verify", sharded, "--repair", RAY_ADDRESS=cluster)
     assert mended.returncode == 0, mended.stderr
     assert shards_of(sharded) == shards_of(reference)
@@ -190,6 +209,26 @@ def test_nothing_is_repaired_from_raw_images_that_have_changed(sharded: Path, cl
     assert f"raw {PLATES[1]} changed" in line
     assert "hcs-ray shard --force" in line
     assert not (sharded / TAR).exists()
+
+
+def test_a_repair_that_would_differ_leaves_what_is_sound(
+    reference: Path, sharded: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of a library: the plate's tars would get other bytes."""
+    from hcs_ray.contracts import HcsError
+    from hcs_ray.shards import repair
+    from hcs_ray.shards.plate import write_plate
+
+    flip_a_part(sharded)
+    tar = f"shards/{PLATES[0]}-000.tar"
+
+    def another_version(job: PlateJob, report: Callable[[int], None]) -> None:
+        write_plate(dataclasses.replace(job, config=ShardsConfig(codec="jpegxl", max_shard_mb=1)), report)
+
+    monkeypatch.setattr(repair, "write_plate", another_version)
+    with pytest.raises(HcsError, match="it differs from the one written"):
+        repair.repair_shards(open_study(str(sharded)), {f"shards/parts/{PLATES[0]}.parquet"}, quiet)
+    assert (sharded / tar).read_bytes() == (reference / tar).read_bytes()
 
 
 def test_a_study_of_which_nothing_is_complete_is_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hcs_ray.config.base import ExecutionSection, NonNegativeInt, PositiveInt, P
 class ShardsConfig(ExecutionSection):
     """`hcs-ray shard`."""
 
-    execution: ClassVar[frozenset[str]] = frozenset({"readers"})
+    execution: ClassVar[frozenset[str]] = frozenset({"readers", "on_error"})
 
     max_shard_mb: Annotated[int, Field(ge=1, le=100_000)] = Field(
         256, description="a tar is closed before it grows beyond this (1e6 bytes)"

@@ -117,15 +117,17 @@ def _images(storage: Storage, plate: str, wanted: set[str]) -> Images:
     }
     if wanted <= folder.keys() or storage.size(zip_name(plate)) is None:
         return folder
-    return _zipped(storage, plate)
+    return _zipped(storage, plate, wanted)
 
 
-def _zipped(storage: Storage, plate: str) -> Images:
-    """The members of a plate's zip by file name, whatever folder of the zip they lie in."""
+def _zipped(storage: Storage, plate: str, wanted: set[str]) -> Images:
+    """The wanted members of a plate's zip by file name, whatever folder of the zip they lie in."""
     path = zip_name(plate)
     images: Images = {}
     for member in read_directory(storage, path).values():
         name = member.name.rpartition("/")[2]
+        if name not in wanted:
+            continue  # a folder's .DS_Store, a Thumbs.db
         if name in images:
             raise InputError(f"{storage.url}/{path}: holds {name} in two folders; download it again")
         images[name] = _Image(str(Location(path, member.name)), member.size, member.crc)

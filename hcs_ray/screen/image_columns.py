@@ -170,7 +170,7 @@ def _located(table: pd.DataFrame, suffix: str, places: Places) -> Iterable[str]:
         what = f"{where}: {'URL' if url else 'FileName'}_{suffix}"
         folder, file = _split(url, name, path, what)
         place = places.find(folder, what)
-        page = _page(frame, series, f"{where}: ", suffix) if frame or series else ""
+        page = _page(frame, series, str(where), suffix) if frame or series else ""
         yield f"{place}{'/' if place.strip('/') else ''}{file}{page}"
 
 
@@ -179,7 +179,9 @@ def _split(url: str, name: str, path: str, what: str) -> tuple[str, str]:
     if not url and not name:
         raise InputError(f"{what} is empty")
     below, _, file = url.rpartition("/") if url else name.replace("\\", "/").rpartition("/")
-    if file in ("", ".", ".."):
+    if url.startswith("file:"):
+        file = unquote(file)
+    if file in ("", ".", "..") or "/" in file:
         raise InputError(f"{what} {url or name!r} is not a file")
     if url or not path or below.startswith("/") or _DRIVE.match(below):
         return below, file
@@ -194,7 +196,7 @@ def _page(frame: str, series: str, where: str, suffix: str) -> str:
     number = integer(frame or series, where, f"Frame_{suffix}" if frame else f"Series_{suffix}")
     if number < 0 or (frame and integer(series or "0", where, f"Series_{suffix}")):
         raise InputError(
-            f"{where}Frame_{suffix} {frame!r} of Series_{suffix} {series!r}: count pages from 0 in Frame_"
+            f"{where}: Frame_{suffix} {frame!r} of Series_{suffix} {series!r}: count pages from 0 in Frame_"
         )
     return f"#{number}"
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import pandas as pd
@@ -23,10 +22,8 @@ from hcs_ray.screen.treatments import join_treatments
 from hcs_ray.screen.well_contents import WELL_COLUMNS, describe_wells, optional
 from hcs_ray.storage import Storage, open_storage
 
-_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-][0-9]{1,3})?")
 _COLUMNS: Final = {"batch": c.BATCH, "replicate": c.REPLICATE, **WELL_COLUMNS}
 _OURS: Final = frozenset(name.casefold() for name in c.FIELD_COLUMNS)
-_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
 def open_load_data(config: LoadDataScreen, storage: Storage) -> Screen:
@@ -72,7 +69,7 @@ def _read_rows(files: TableFiles, config: LoadDataScreen) -> pd.DataFrame:
     table = set_plates(pd.concat(tables).fillna(""))
     chosen = select_plates(table, config.plates, "load_data")[c.PLATE].unique()
     table = set_wells(table[table[c.PLATE].isin(set(chosen))])
-    table[c.SITE] = [integer(text, str(where), "site") for where, text in table[c.SITE].items()]
+    table[c.SITE] = [_site(text, str(where)) for where, text in table[c.SITE].items()]
     _refuse_repeated(table)
     table[c.SITE] = table[c.SITE].astype("str")
     return table
@@ -136,8 +133,15 @@ def _further_columns(table: pd.DataFrame, config: LoadDataScreen) -> pd.DataFram
     for name in c.metadata_columns(table.columns):
         ours = name.casefold() in _OURS
         if not ours or name not in sources:
-            further[_original(name) if ours else name] = typed(table[name])
+            further[_original(name) if ours else name] = table[name].astype("str").where(table[name] != "")
     return pd.DataFrame(further, index=table.index)
+
+
+def _site(text: str, where: str) -> int:
+    site = integer(text, where, "site")
+    if site < 0:
+        raise InputError(f"{where}: site {text!r} is negative")
+    return site
 
 
 def _constant_or_column(table: pd.DataFrame, column: str | None, ours: str, constant: str) -> pd.Series:
@@ -159,24 +163,10 @@ def _replicates(table: pd.DataFrame, column: str | None) -> pd.Series:
     return pd.Series(values, index=table.index, dtype="Int64")
 
 
-def typed(column: pd.Series) -> pd.Series:
-    """Text as numbers where every cell that is not empty is one; an empty cell is missing.
-
-    What loses a digit as a number (00123) or only looks like one (1E5) keeps its column text.
-    """
-    column = column.astype("str").where(column != "")
-    texts = column.dropna().unique()
-    if len(texts) and all(_INTEGER.fullmatch(text) for text in texts):
-        return column.astype("Int64")
-    if len(texts) and all(_NUMBER.fullmatch(text) for text in texts):
-        return column.astype("float64")
-    return column
-
-
 def _digests(
     fields: pd.DataFrame, paths: pd.DataFrame, channels: tuple[str, ...], listing: Listing
 ) -> dict[str, str]:
-    """Plate -> digest; no part of it is what other plates add: columns, fractions among integers."""
+    """Plate -> digest; columns that only other plates fill are no part of it."""
     names = [file_column(channel) for channel in channels]
     in_order = paths.loc[fields[c.KEY]]
     listed = {
@@ -184,9 +174,8 @@ def _digests(
         for name in names
         for text, path in zip(fields[name], in_order[name], strict=True)
     }
-    numbers = {name: fields[name].astype("float64") for name in column_names(fields.select_dtypes("number"))}
     digests: dict[str, str] = {}
-    for _, rows in fields.assign(**numbers).groupby(c.PLATE):
+    for _, rows in fields.groupby(c.PLATE):
         digests |= plate_digests(rows.dropna(axis=1, how="all"), channels, listed)
     return digests
 

@@ -22,6 +22,8 @@ _FIRST_LINE: Final = re.compile(r"[^\r\n]*[^\s][^\r\n]*")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)([eE][+-]?[0-9]{1,3})?")
 _THOUSANDS: Final = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 _WHOLE: Final = re.compile(r"([+-]?[0-9]{1,15})(\.0+)?")
+_PLAIN_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-][0-9]{1,3})?")
+_PLAIN_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _MAGNITUDE: Final = 15  # beyond it a number is a slip of the pen, and would print as a page of zeros
 
 
@@ -82,6 +84,20 @@ def decimal(text: str, where: str, what: str = "concentration") -> Decimal:
     if value < 0 or (value and not -_MAGNITUDE <= value.adjusted() <= _MAGNITUDE):
         raise InputError(f"{where}: {what} {text!r} is negative or beyond all measure")
     return abs(value)  # -0 is 0
+
+
+def typed(column: pd.Series) -> pd.Series:
+    """Text as numbers where every cell that is not empty is one; an empty cell is missing.
+
+    What loses a digit as a number (00123) or only looks like one (1E5) keeps its column text.
+    """
+    column = column.astype("str").where(column != "")
+    texts = column.dropna().unique()
+    if len(texts) and all(_PLAIN_INTEGER.fullmatch(text) for text in texts):
+        return column.astype("Int64")
+    if len(texts) and all(_PLAIN_NUMBER.fullmatch(text) for text in texts):
+        return column.astype("float64")
+    return column
 
 
 def integer(text: str, where: str, what: str) -> int:

@@ -105,7 +105,13 @@ def _told_roles(table: pd.DataFrame, config: LoadDataScreen) -> pd.Series:
     values = kinds.where((kinds != _CONTROL) | (_CONTROL in config.pert_types), controls)
     values = values.mask((values == "") & (kinds != ""), _CONTROL)
     first = values[~values.duplicated()]
-    return values.map({value: _role(value, str(where), config) for where, value in first.items()})
+    return values.map({value: _role(value, _well_of(table, where), config) for where, value in first.items()})
+
+
+def _well_of(table: pd.DataFrame, where: object) -> str:
+    """A row and its well: what is wrong may stand in a table that was joined to it."""
+    row = table[table.index == where].iloc[0]
+    return f"{where} (plate {row[c.PLATE]} well {row[c.WELL]})"
 
 
 def _role(value: str, where: str, config: LoadDataScreen) -> str:
@@ -135,7 +141,7 @@ def _concentrations(
             f"{row[c.PLATE]!r} well {row[c.WELL]}"
         )
     first = texts[~texts.duplicated()]
-    doses = {text: _micromolar(text, str(where), config) for where, text in first.items()}
+    doses = {text: _micromolar(text, _well_of(table, where), config) for where, text in first.items()}
     return [doses[text] for text in texts]
 
 

@@ -70,12 +70,19 @@ class IlluminationEstimate:
 
     def functions(self, sigma: float) -> FloatArray:
         """(S, C, H, W) float32, each plane with mean 1; ``sigma`` is a share of a field's longer side."""
-        sigma_blocks = sigma * max(self._shape[1:]) / self._block
-        return np.stack([self._of_site(self._parts[site], sigma_blocks) for site in self.sites])
+        return np.stack([self.function(site, sigma) for site in self.sites])
 
-    def _of_site(self, part: _Halves | _Sample, sigma_blocks: float) -> FloatArray:
-        planes = zip(*part.halves(), strict=True)
+    def function(self, site: int, sigma: float) -> FloatArray:
+        """That of one of `sites`, (C, H, W): by itself, since all together need not fit into memory."""
+        sigma_blocks = sigma * max(self._shape[1:]) / self._block
+        planes = zip(*self._parts[site].halves(), strict=True)
         return np.stack([self._function(first, second, sigma_blocks) for first, second in planes])
+
+    def channel(self, number: int, sigma: float) -> FloatArray:
+        """One channel's functions of all `sites`, (S, H, W)."""
+        sigma_blocks = sigma * max(self._shape[1:]) / self._block
+        halves = (self._parts[site].halves() for site in self.sites)
+        return np.stack([self._function(one[number], two[number], sigma_blocks) for one, two in halves])
 
     def _function(self, first: Float64, second: Float64, sigma_blocks: float) -> FloatArray:
         """One plane (H, W) from the two halves' block means (h, w); ones where they cannot be compared."""

@@ -27,10 +27,11 @@ def flaws_of_tar(storage: Storage, path: str, index: pd.DataFrame, extension: st
     lines = [
         f"member {name} is damaged" for name in expected if name in found and found[name] != expected[name]
     ]
-    lines += [f"member {name} is missing" for name in expected if name not in found]
-    lines += [f"member {name} is surplus" for name in found if name not in expected]
     if broken:
-        lines.append(broken)
+        lines.append(broken)  # what follows is not missing, only out of reach
+    else:
+        lines += [f"member {name} is missing" for name in expected if name not in found]
+    lines += [f"member {name} is surplus" for name in found if name not in expected]
     yield from lines or ["bytes outside its members are damaged (headers, padding or the end)"]
 
 
@@ -40,9 +41,11 @@ def _members(storage: Storage, path: str) -> tuple[dict[str, str], str]:
     try:
         with storage.open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                content = tar.extractfile(member)
-                data = content.read(member.size) if content is not None else b""
-                found[member.name] = hashlib.sha256(data).hexdigest()
+                content = tar.extractfile(member) if member.isreg() else None
+                found[member.name] = hashlib.sha256(content.read() if content else b"").hexdigest()
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # an invalid header ends the reading, too
+                return found, f"the header at byte {tar.offset} is damaged; what follows cannot be told apart"
     except (tarfile.TarError, OSError, EOFError, HcsError) as error:
         return found, f"cannot be read on after {len(found)} members ({error})"
     return found, ""

@@ -25,10 +25,11 @@ import xxhash
 
 from hcs_ray import contracts as c
 from hcs_ray.config import ShardsConfig
+from hcs_ray.contracts import HcsError
 from hcs_ray.screen import BadImageError, ImageSource, RawField
 from hcs_ray.shards import codec
 from hcs_ray.shards.statistics import PlateStatistics
-from hcs_ray.shards.tar import Sample, TarWriter
+from hcs_ray.shards.tar import Sample, TarWriter, other_than_written
 from hcs_ray.stage import OutputFile, parquet_bytes
 from hcs_ray.storage import Storage
 
@@ -46,6 +47,7 @@ class PlateJob:
     Attributes:
         claim: Digest of all that the plate's shards follow from.
         absent: Key -> reason, for fields whose images the listing lacks.
+        expected: File below ``shards/`` -> what it must become, or nothing is written of it; none: anything.
     """
 
     plate: str
@@ -56,6 +58,7 @@ class PlateJob:
     config: ShardsConfig
     claim: str
     absent: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, OutputFile] | None = None
     nuclear_channel: str | None = None
     camera_maximum: int | None = None
 
@@ -86,7 +89,9 @@ def write_plate(job: PlateJob, report: Callable[[int], None] = lambda fields: No
 
     Raises:
         BadImageError: a field cannot be read, unless the configuration says quarantine.
+        HcsError: a file would not be as the job expects it.
     """
+    job.study.delete(job.part_path)  # it must not vouch for files that are written over
     statistics: PlateStatistics | None = None
     tars, quarantine = _Tars(job), list[Row]()
     members: list[Row] = []
@@ -106,10 +111,29 @@ def write_plate(job: PlateJob, report: Callable[[int], None] = lambda fields: No
     table = job.fields[[c.KEY, *c.metadata_columns(job.fields)]]
     if statistics is not None:
         table = table.merge(pd.DataFrame(members), on=c.KEY)  # keeps the order, drops the quarantined
-        table = pd.concat([table, statistics.field_table()], axis=1)
-        about |= _plate_figures(job, statistics)
+        quality = statistics.field_table()
+        table = pd.concat([table, quality], axis=1)
+        about |= _plate_figures(job, statistics) | {"quality": statistics.plate_row(quality)}
         files |= _write_illumination(job, statistics)
-    job.study.write(job.part_path, _part_bytes(table if members else table.iloc[:0], about, files))
+    part = _part_bytes(table if members else table.iloc[:0], about, files)
+    _put(job, job.part_path.removeprefix(f"{FOLDER}/"), part)
+
+
+def _put(job: PlateJob, name: str, data: bytes) -> OutputFile:
+    """Write a small file below ``shards/``, if it is as the job expects it."""
+    output = OutputFile(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    if (expected := _expected(job, name)) is not None and output != expected:
+        raise HcsError(other_than_written(f"{job.study.url}/{FOLDER}/{name}"))
+    job.study.write(f"{FOLDER}/{name}", data)
+    return output
+
+
+def _expected(job: PlateJob, name: str) -> OutputFile | None:
+    if job.expected is None:
+        return None
+    if name not in job.expected:
+        raise HcsError(other_than_written(f"{job.study.url}/{FOLDER}/{name}"))
+    return job.expected[name]
 
 
 def _part_bytes(table: pd.DataFrame, about: Mapping[str, Any], files: Mapping[str, OutputFile]) -> bytes:
@@ -147,6 +171,8 @@ def is_whole(job: PlateJob, sizes: Mapping[str, int]) -> bool:
     part = read_part(job)
     if part is None or part.about["claim"] != job.claim:
         return False
+    if part.about["quarantine"] and job.config.on_error == "fail":
+        return False
     return all(sizes.get(f"{FOLDER}/{path}") == file.size for path, file in part.about["files"].items())
 
 
@@ -166,7 +192,8 @@ class _Tars:
             self._close()
         if self._tar is None:
             name = f"{self._job.file_name}-{len(self.outputs):03d}.tar"
-            self._tar = self._open.enter_context(TarWriter(self._job.study, FOLDER, name))
+            expected = _expected(self._job, name)
+            self._tar = self._open.enter_context(TarWriter(self._job.study, FOLDER, name, expected))
         return self._tar.add(sample)
 
     def _close(self) -> None:
@@ -211,7 +238,8 @@ def _raw_fields(job: PlateJob, quarantine: list[Row]) -> Iterator[tuple[Row, Raw
                     )
             except BadImageError as error:
                 if job.config.on_error == "fail":
-                    raise
+                    hint = "or set shards.on_error to quarantine to leave such fields out"
+                    raise BadImageError(f"{error}; {hint}") from None
                 told = {name: row[name] for name in (c.KEY, c.PLATE, c.WELL, c.SITE)}
                 quarantine.append(told | {"reason": str(error)})
                 continue
@@ -282,23 +310,21 @@ def _plate_figures(job: PlateJob, statistics: PlateStatistics) -> dict[str, Any]
         "low": low.tolist(),
         "high": high.tolist(),
         "sites": statistics.sites if job.config.illumination_by_site else None,
-        "illumination": [_illumination_path(job, channel) for channel in job.channels],
-        "quality": statistics.plate_row(),
+        "illumination": [illumination_path(job, channel) for channel in job.channels],
     }
 
 
-def _illumination_path(job: PlateJob, channel: str) -> str:
+def illumination_path(job: PlateJob, channel: str) -> str:
+    """Where a channel's function lies, below ``shards/``."""
     return f"illumination/{job.file_name}_Illum{c.safe_name(channel)}.npy"
 
 
 def _write_illumination(job: PlateJob, statistics: PlateStatistics) -> dict[str, OutputFile]:
     """A file a channel: (H, W) float32, or (S, H, W) where there is a function for each site."""
     outputs = {}
-    functions = np.moveaxis(statistics.illumination(), -3, 0)
-    for channel, function in zip(job.channels, functions, strict=True):
+    for number, channel in enumerate(job.channels):
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(function), allow_pickle=False)
-        data, path = buffer.getvalue(), _illumination_path(job, channel)
-        job.study.write(f"{FOLDER}/{path}", data)
-        outputs[path] = OutputFile(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        np.save(buffer, statistics.illumination_of(number), allow_pickle=False)
+        path = illumination_path(job, channel)
+        outputs[path] = _put(job, path, buffer.getvalue())
     return outputs

@@ -118,14 +118,14 @@ def well_spreads(means: Float64, wells: Sequence[str]) -> Float64:
 
 
 def illumination_residuals(
-    fields: Sequence[FieldMeasures], functions: Sequence[npt.NDArray[np.float32]], step: int
+    fields: Sequence[FieldMeasures], function: npt.NDArray[np.float32], step: int
 ) -> Float64:
     """The coefficient of variation of each field's darkest blocks after correction, (N, C).
 
-    ``functions`` holds for each field that of its site, (C, H, W); ``step`` is the side of a block in pixels.
+    ``function`` is that of their site, (C, H, W); ``step`` is the side of a block in pixels.
     """
     residuals = []
-    for field, function in zip(fields, functions, strict=True):
+    for field in fields:
         _, height, width = function.shape
         row, column = np.divmod(field.places.astype(np.int64), -(-width // step))
         y, x = (np.minimum(at * step + step // 2, side - 1) for at, side in ((row, height), (column, width)))

@@ -15,7 +15,15 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.lease import Lease
 from hcs_ray.screen.sources import open_screen
-from hcs_ray.shards.plate import FOLDER, PlateJob, read_part, rewrite_tar, write_plate
+from hcs_ray.shards.plate import (
+    FOLDER,
+    PlateJob,
+    illumination_path,
+    read_part,
+    rewrite_tar,
+    write_plate,
+)
+from hcs_ray.shards.tar import other_than_written
 from hcs_ray.shards.write import INDEX, claim_of, plate_jobs, run_jobs, screen_files
 from hcs_ray.stage import OutputFile, StageRecord, read_record
 from hcs_ray.study import Study
@@ -31,10 +39,10 @@ def repair_shards(study: Study, paths: Collection[str], progress: Progress) -> N
         HcsError: a file that is made again differs from the one that the record lists.
     """
     place = study.place("shard")
-    record = read_record(study.storage, place)
-    if record is None:
-        raise InputError(f"{study.storage.url}: shard is not complete; run hcs-ray shard first")
     with Lease(study.storage, place.lease, "shard main").held():
+        record = read_record(study.storage, place)
+        if record is None:
+            raise InputError(f"{study.storage.url}: shard is not complete; run hcs-ray shard first")
         study.storage.sweep(place.folder, place.owns)
         screen = open_screen(study.config.screen, study.storage)
         claim = claim_of(study, screen)
@@ -43,30 +51,30 @@ def repair_shards(study: Study, paths: Collection[str], progress: Progress) -> N
                 f"the raw screen has changed ({'; '.join(changes[:3])}); run hcs-ray shard --force"
             )
         damaged = {path.removeprefix(f"{FOLDER}/") for path in paths}
-        jobs = plate_jobs(study, screen, claim)
+        listed = {path.removeprefix(f"{FOLDER}/"): file for path, file in record.outputs.items()}
+        jobs = [dataclasses.replace(job, expected=listed) for job in plate_jobs(study, screen, claim)]
         broken = [job for job in jobs if _needs_all(job, damaged)]
         run_jobs(write_plate, broken, sum(len(job.fields) for job in broken), progress)
         parts = {job.plate: part for job in jobs if (part := read_part(job)) is not None}
         for name, data in screen_files(study, screen, parts).items():
             if name in damaged:
                 _put(study, record, name, data)
+        whole = {job.plate for job in broken}
         tars = {name for name in damaged if name.endswith(".tar")}
-        _repair_tars(study, record, [job for job in jobs if job not in broken], tars, progress)
+        _repair_tars(study, record, [job for job in jobs if job.plate not in whole], tars, progress)
 
 
 def _needs_all(job: PlateJob, damaged: Collection[str]) -> bool:
     """Whether a plate's own part or an illumination function is damaged: they follow from all its fields."""
-    part = job.part_path.removeprefix(f"{FOLDER}/")
-    return part in damaged or any(name.startswith(f"illumination/{job.file_name}_Illum") for name in damaged)
+    own = {job.part_path.removeprefix(f"{FOLDER}/")}
+    own |= {illumination_path(job, channel) for channel in job.channels}
+    return not own.isdisjoint(damaged)
 
 
 def _put(study: Study, record: StageRecord, name: str, data: bytes) -> None:
     path = f"{FOLDER}/{name}"
     if not record.outputs[path].matches([data]):
-        raise HcsError(
-            f"{study.storage.url}/{path}: made again, it differs from the one that was written; "
-            "run hcs-ray shard --force"
-        )
+        raise HcsError(other_than_written(f"{study.storage.url}/{path}"))
     study.storage.write(path, data)
 
 
@@ -95,7 +103,9 @@ class _TarRepair:
     expected: dict[str, OutputFile]
 
     def __call__(self, job: PlateJob, report: Report) -> None:
+        done = 0
         for name, keys in self.shards[job.plate].items():
             fields = job.fields[job.fields[c.KEY].isin(keys)]
             rewrite_tar(dataclasses.replace(job, fields=fields), name, self.expected[name])
-            report(len(fields))
+            done += len(fields)
+            report(done)

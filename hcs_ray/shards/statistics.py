@@ -83,7 +83,11 @@ class PlateStatistics:
         A plane is ones where fewer than two fields have light in it: one field does not tell its cells from
         the light that falls on them.
         """
-        functions = self._estimate.functions(self._config.illumination_sigma)
+        return np.stack([self.illumination_of(number) for number in range(len(self.channels))], axis=-3)
+
+    def illumination_of(self, channel: int) -> npt.NDArray[np.float32]:
+        """One channel's illumination function (H, W), by site (S, H, W) if configured; see `illumination`."""
+        functions = self._estimate.channel(channel, self._config.illumination_sigma)
         return functions if self._config.illumination_by_site else functions[0]
 
     def percentiles(self) -> tuple[Float64, Float64]:
@@ -97,14 +101,15 @@ class PlateStatistics:
 
     def field_table(self) -> pd.DataFrame:
         """The QC columns, one row for each added field, in order; see `quality.field_table`."""
-        functions = self._estimate.functions(self._config.illumination_sigma)
-        by_site = dict(zip(self._estimate.sites, functions, strict=True))
-        keys = self._sites if self._config.illumination_by_site else [0] * len(self._sites)
-        residuals = quality.illumination_residuals(
-            self._fields, [by_site[key] for key in keys], self._reader.step
-        )
+        residuals = np.empty((len(self._fields), len(self.channels)))
+        keys = np.array(self._sites if self._config.illumination_by_site else [0] * len(self._sites))
+        for site in self._estimate.sites:
+            function = self._estimate.function(site, self._config.illumination_sigma)
+            rows = np.flatnonzero(keys == site)
+            fields = [self._fields[row] for row in rows]
+            residuals[rows] = quality.illumination_residuals(fields, function, self._reader.step)
         return quality.field_table(self._fields, self._wells, residuals, self.channels, self._camera_maximum)
 
-    def plate_row(self) -> dict[str, float]:
-        """The plate in a row; see `quality.plate_row`."""
-        return quality.plate_row(self.field_table(), self._wells, self.channels)
+    def plate_row(self, table: pd.DataFrame | None = None) -> dict[str, float]:
+        """The plate in a row, of its `field_table`; see `quality.plate_row`."""
+        return quality.plate_row(self.field_table() if table is None else table, self._wells, self.channels)

@@ -71,7 +71,8 @@ class TarWriter(contextlib.AbstractContextManager["TarWriter"]):
 
     def fits(self, sample: Sample, limit: int) -> bool:
         """Whether a sample still has room below ``limit`` bytes; the first always has."""
-        return self.samples == 0 or self.size + len(sample.image) + len(sample.about) <= limit
+        added = sum(3 * _BLOCK + len(name) + len(data) + -len(data) % _BLOCK for name, data in sample.members)
+        return self.samples == 0 or self.size + added + 2 * _BLOCK + tarfile.RECORDSIZE <= limit
 
     def _write(self, data: bytes) -> None:
         self._sink.write(data)
@@ -91,7 +92,12 @@ class TarWriter(contextlib.AbstractContextManager["TarWriter"]):
             self._write(bytes(2 * _BLOCK))
             self._write(bytes(-self.size % tarfile.RECORDSIZE))
             if self._expected is not None and self.output != self._expected:
-                raise c.HcsError(
-                    f"{self._storage.url}/{self._path}: made again, it differs from the one written: "
-                    "raw images, libraries or this version have changed; run hcs-ray shard --force"
-                )
+                raise c.HcsError(other_than_written(f"{self._storage.url}/{self._path}"))
+
+
+def other_than_written(path: str) -> str:
+    """The line for a file that is made again and is not the one that a record lists."""
+    return (
+        f"{path}: made again, it differs from the one written: "
+        "raw images, libraries or this version have changed; run hcs-ray shard --force"
+    )

@@ -7,6 +7,7 @@ nor by one after plates were added, and the bytes do not depend on the number of
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from hcs_ray.config import canonical_digest
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.screen import Screen
 from hcs_ray.screen.sources import open_screen, raw_storage
+from hcs_ray.screen.tables import typed
 from hcs_ray.session import ensure_session, plainly
 from hcs_ray.shards import codec
 from hcs_ray.shards.plate import FOLDER, Part, PlateJob, is_whole, read_part, write_plate
@@ -27,6 +29,9 @@ from hcs_ray.study import Study
 
 INDEX, MANIFEST, PLATES, QUARANTINE = "index.parquet", "manifest.json", "plates.parquet", "quarantine.parquet"
 _POLL_SECONDS = 0.5
+_MADE = re.compile(
+    r"[^/]+-[0-9]{3,}\.tar|parts/[^/]+\.parquet|illumination/[^/]+_Illum[^/]+\.npy|quarantine\.parquet"
+)
 _QUARANTINE_COLUMNS = (c.KEY, c.PLATE, c.WELL, c.SITE, "reason")
 
 
@@ -34,7 +39,7 @@ def shard(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     """Write ``shards/``; does nothing where it is complete for this screen and configuration."""
     screen = open_screen(study.config.screen, study.storage)
     claim = claim_of(study, screen)
-    if not force and study.is_complete("shard", claim):
+    if not force and study.is_complete("shard", claim) and _is_of_this_kind(study):
         return _figures(study)
     if screen.absent and study.config.shards.on_error == "fail":
         first = next(iter(screen.absent.values()))
@@ -52,8 +57,14 @@ def shard(study: Study, progress: Progress, force: bool = False) -> dict[str, An
             writer.list(job.part_path.removeprefix(f"{FOLDER}/"), part.output)
         for name, data in screen_files(study, screen, parts).items():
             writer.write(name, data)
-        writer.prune()
+        writer.prune(lambda name: _MADE.fullmatch(name) is not None)
     return _figures(study)
+
+
+def _is_of_this_kind(study: Study) -> bool:
+    """Whether a quarantine was kept, or not, as it is wanted now; plates without bad fields are the same."""
+    quarantined = f"{FOLDER}/{QUARANTINE}" in study.require("shard").outputs
+    return quarantined == (study.config.shards.on_error == "quarantine")
 
 
 def claim_of(study: Study, screen: Screen) -> Claim:
@@ -69,7 +80,7 @@ def plate_jobs(study: Study, screen: Screen, claim: Claim) -> list[PlateJob]:
         jobs.append(
             PlateJob(
                 plate=str(plate),
-                fields=rows.sort_values(c.KEY, ignore_index=True),
+                fields=of_its_own(rows).sort_values(c.KEY, ignore_index=True),
                 channels=screen.channels,
                 source=screen.source,
                 study=study.storage,
@@ -83,8 +94,14 @@ def plate_jobs(study: Study, screen: Screen, claim: Claim) -> list[PlateJob]:
     return jobs
 
 
+def of_its_own(rows: pd.DataFrame) -> pd.DataFrame:
+    """A plate's rows without the columns that only other plates fill."""
+    more = [name for name in c.metadata_columns(rows) if name not in c.FIELD_COLUMNS]
+    return rows.drop(columns=[name for name in more if rows[name].isna().all()])
+
+
 class _Counter:
-    """Counts the fields that tasks have done, for the progress bar."""
+    """Counts the fields that running tasks have done, for the progress bar."""
 
     def __init__(self) -> None:
         self._done: dict[str, int] = {}
@@ -92,8 +109,8 @@ class _Counter:
     def set(self, plate: str, fields: int) -> None:
         self._done[plate] = fields
 
-    def total(self) -> int:
-        return sum(self._done.values())
+    def total(self, plates: list[str]) -> int:
+        return sum(self._done.get(plate, 0) for plate in plates)
 
 
 def run_jobs(work: Callable[..., None], jobs: Sequence[PlateJob], fields: int, progress: Progress) -> None:
@@ -103,26 +120,34 @@ def run_jobs(work: Callable[..., None], jobs: Sequence[PlateJob], fields: int, p
     if not jobs:
         return
     ensure_session()
-    counter: Any = ray.remote(num_cpus=0)(_Counter).remote()
+    counter: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
 
     def task(job: PlateJob, counter: Any) -> None:
         work(job, lambda fields: counter.set.remote(job.plate, fields))
 
     remote = ray.remote(num_cpus=1)(task)
     running = {remote.remote(job, counter): job for job in jobs}
-    while running:
-        finished, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-        for first in finished:
-            job = running.pop(first)
-            try:
+    try:
+        while running:
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+            for first in finished:
+                job = running.pop(first)
                 with plainly(f"plate {job.plate}"):
                     ray.get(first)
-            except BaseException:
-                for reference in running:
-                    ray.cancel(reference, force=True)
-                raise
-            counter.set.remote(job.plate, len(job.fields))
-        progress(done + ray.get(counter.total.remote()), fields)
+                done += len(job.fields)
+            progress(done + _under_way(counter, list(running.values())), fields)
+    except BaseException:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise
+
+
+def _under_way(counter: Any, jobs: list[PlateJob]) -> int:
+    """Fields of unfinished plates; 0 where the counter is being restarted, since it only serves the bar."""
+    try:
+        return int(ray.get(counter.total.remote([job.plate for job in jobs]), timeout=_POLL_SECONDS))
+    except ray.exceptions.RayError:
+        return 0
 
 
 def _sound_part(study: Study, job: PlateJob) -> Part:
@@ -151,8 +176,15 @@ def _first_reason(parts: Mapping[str, Part]) -> str:
 
 
 def _index(parts: Mapping[str, Part]) -> bytes:
+    """All plates' rows; a screen's further metadata, text in the plates' parts, are numbers where all are."""
     rows = [part.rows for part in parts.values()]
-    return parquet_bytes(pa.concat_tables(rows, promote_options="permissive").sort_by(c.KEY))
+    table = pa.concat_tables(rows, promote_options="permissive").sort_by(c.KEY)
+    for name in c.metadata_columns(table.column_names):
+        if name not in c.FIELD_COLUMNS:
+            values = typed(table[name].to_pandas().astype("str").fillna(""))
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, pa.Array.from_pandas(values))
+    return parquet_bytes(table)
 
 
 def _plate_table(parts: Mapping[str, Part]) -> bytes:
