@@ -23,6 +23,7 @@ from hcs_ray.storage import LocalStorage
 from hcs_ray.study import Study, open_study
 from hcs_ray.tables import read_index
 from tests.drawn_screen import PLATES, STUDY_YAML, draw_tiny
+from tests.jump_screen import write_simple
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -242,6 +243,26 @@ def test_a_table_that_other_plates_widen_changes_no_plate() -> None:
     rows = pd.DataFrame({c.KEY: ["a"], "Metadata_Text": ["x"]})
     wider = rows.assign(Metadata_More=pd.Series([None], dtype="str"))
     pd.testing.assert_frame_equal(of_its_own(rows), of_its_own(wider))
+
+
+JUMP_YAML = "screen: {kind: load_data, load_data: ['*.csv']}\n"
+
+
+@pytest.mark.parametrize("passage", ["7.5", "p8"])
+def test_a_plate_that_widens_the_table_changes_no_other(tmp_path: Path, passage: str) -> None:
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    for folder in (grown, whole):
+        write_simple(folder / "raw", Metadata_Passage="7")
+        (folder / "study.yaml").write_text(JUMP_YAML)
+    shard(study_at(grown), quiet)
+    for folder in (grown, whole):
+        table = pd.read_csv(folder / "raw/load_data.csv", dtype=str)
+        more = {"Metadata_Plate": "P2", "Metadata_Passage": passage, "Metadata_Extra": "new"}
+        table.assign(**more).to_csv(folder / "raw/more.csv", index=False)
+        shard(study_at(folder), quiet)
+    assert files_of(grown) == files_of(whole)
+    kind = pd.read_parquet(grown / "shards/index.parquet")["Metadata_Passage"].tolist()
+    assert kind == ([7.0, 7.5] if passage == "7.5" else ["7", "p8"])
 
 
 def test_the_manifest_says_how_to_read_the_shards(reference: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from hcs_ray import contracts as c
+from hcs_ray.screen.tables import typed
 from tests.jump_screen import (
     BARCODES,
     COMPOUND_TABLE,
@@ -101,6 +102,9 @@ def test_any_plate_name_is_kept_and_makes_a_safe_key(tmp_path: Path, written: st
     assert row[c.KEY].isascii()
 
 
+TYPED = ("Passage", "Barcode", "Row", "T")
+
+
 def test_columns_are_numbers_where_every_value_is_one(tmp_path: Path) -> None:
     raw = write_simple(
         tmp_path, Metadata_Passage="7", Metadata_Barcode="00123", Metadata_Row="1E5", Metadata_T="36.6"
@@ -108,10 +112,12 @@ def test_columns_are_numbers_where_every_value_is_one(tmp_path: Path) -> None:
     extra = {"Metadata_Site": "2", "Metadata_Passage": "", "Metadata_T": "3e-1"}
     edit(raw / "load_data.csv", lambda table: pd.concat([table, table.assign(**extra)]))
     fields = opened(raw, SIMPLE).fields
-    assert fields["Metadata_Passage"].tolist() == [7, pd.NA]
-    assert fields["Metadata_Barcode"].tolist() == ["00123", "00123"]
-    assert fields["Metadata_Row"].tolist() == ["1E5", "1E5"]
-    assert fields["Metadata_T"].tolist() == [36.6, 0.3]
+    assert fields["Metadata_Passage"].fillna("").tolist() == ["7", ""], "text, until all plates are known"
+    columns = {name: typed(fields[f"Metadata_{name}"].fillna("")).tolist() for name in TYPED}
+    assert columns["Passage"] == [7, pd.NA]
+    assert columns["Barcode"] == ["00123", "00123"]
+    assert columns["Row"] == ["1E5", "1E5"]
+    assert columns["T"] == [36.6, 0.3]
 
 
 def test_a_column_of_our_name_that_says_something_else_is_kept_beside_ours(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def flip_a_header(folder: Path) -> str:
 
 
 def lose_manifest_and_tar(folder: Path) -> str:
-    (folder / "shards/manifest.json").unlink()
     flip_an_image_bytes(folder)
+    (folder / "shards/manifest.json").unlink()
     return f"{TAR}: damaged"
 
 
