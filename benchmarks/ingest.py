@@ -4,14 +4,15 @@
 
 Every side runs in processes of its own, each on one core, over the same full-size TIFFs (three channels of
 1024 x 1280 uint16, 12 bits stored in 16), which come from the page cache. The ceiling reads and decodes the
-TIFFs and encodes the fields with the default codec, nothing else. pybbbc's method is made of its steps: mean
-over the fields of a site position, a gaussian of sigma 500 at full resolution, divide, percentiles, float16
-HDF5.
+TIFFs and encodes the fields with the default codec, nothing else; "written" also hashes the members and
+writes tars. pybbbc's method is made of its steps: mean over the fields of a site position, a gaussian of sigma
+500 at full resolution, divide, percentiles, float16 HDF5.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -38,12 +39,14 @@ from hcs_ray.screen.synthetic import SyntheticConfig, generate
 from hcs_ray.shards import codec
 from hcs_ray.shards.codec import Pixels
 from hcs_ray.shards.plate import PlateJob, write_plate
+from hcs_ray.shards.tar import Sample, TarWriter
 from hcs_ray.storage import LocalStorage
 
 CHANNELS = ("DAPI", "Tubulin", "Actin")
 SITES = 4
 HEIGHT_PX, WIDTH_PX = 1024, 1280
 DRAWN = 12
+TAR_FIELDS = 80  # as many as a tar of 256 MB holds
 
 
 def draw_fields(folder: Path, fields: int) -> None:
@@ -107,6 +110,18 @@ def ceiling(folder: Path, fields: int, worker: int) -> None:
         codec.encode(source.read(row).pixels, ShardsConfig().codec)
 
 
+def written(folder: Path, fields: int, worker: int) -> None:
+    """Read, decode, encode, and what no shard goes without: the members' SHA-256, and a tar on the disk."""
+    source = TiffSource(LocalStorage(folder / "raw"), CHANNELS)
+    with tempfile.TemporaryDirectory(dir=folder) as study, contextlib.ExitStack() as stack:
+        for number, row in enumerate(c.rows_of(table_of(fields))):
+            if number % TAR_FIELDS == 0:
+                stack.close()
+                tar = stack.enter_context(TarWriter(LocalStorage(Path(study)), "shards", f"{number}.tar"))
+            image = codec.encode(source.read(row).pixels, ShardsConfig().codec)
+            tar.add(Sample(row[c.KEY], b"{}", image, "blosc2"))
+
+
 def pybbbc(folder: Path, fields: int, worker: int) -> None:
     """pybbbc's steps."""
     rows = c.rows_of(table_of(fields))
@@ -123,7 +138,12 @@ def pybbbc(folder: Path, fields: int, worker: int) -> None:
                 np.percentile(stack / function, (0.1, 99.9))
 
 
-SIDES: dict[str, Callable[[Path, int, int], None]] = {"ingest": ingest, "ceiling": ceiling, "pybbbc": pybbbc}
+SIDES: dict[str, Callable[[Path, int, int], None]] = {
+    "ingest": ingest,
+    "ceiling": ceiling,
+    "written": written,
+    "pybbbc": pybbbc,
+}
 
 
 def measure(side: str, folder: Path, fields: int, workers: int) -> tuple[float, float, float]:
@@ -151,8 +171,14 @@ def run_side(side: str, folder: Path, fields: int, worker: int) -> None:
 
 def lines(folder: Path, fields: int, repeats: int) -> Iterator[str]:
     yield f"{'side':<10}{'workers':>8}{'fields':>8}{'fields/s':>10}{'CPU ms/field':>14}{'peak MB':>9}"
-    plan = [("pybbbc", 1, fields), ("ceiling", 1, fields), ("ingest", 1, fields // 4), ("ingest", 1, fields)]
-    plan += [("ceiling", 2, fields), ("ingest", 2, fields)]
+    plan = [
+        ("pybbbc", 1, fields),
+        ("ceiling", 1, fields),
+        ("written", 1, fields),
+        ("ingest", 1, fields // 4),
+        ("ingest", 1, fields),
+    ]
+    plan += [("ceiling", 2, fields), ("written", 2, fields), ("ingest", 2, fields)]
     rates: dict[tuple[str, int, int], float] = {}
     for side, workers, count in plan:
         runs = [measure(side, folder, count, workers) for _ in range(1 if side == "pybbbc" else repeats)]
@@ -160,6 +186,9 @@ def lines(folder: Path, fields: int, repeats: int) -> Iterator[str]:
         rates[side, workers, count] = rate
         yield f"{side:<10}{workers:>8}{count:>8}{rate:>10.1f}{1000 * cpu:>14.1f}{peak:>9.0f}"
     one, two = rates["ingest", 1, fields], rates["ingest", 2, fields]
+    yield f"ingest / written: {one / rates['written', 1, fields]:.2f} with 1 worker, " + (
+        f"{two / rates['written', 2, fields]:.2f} with 2"
+    )
     yield f"ingest / ceiling: {one / rates['ceiling', 1, fields]:.2f} with 1 worker, " + (
         f"{two / rates['ceiling', 2, fields]:.2f} with 2"
     )
