@@ -5,8 +5,8 @@
 Every side runs in processes of its own, each on one core, over the same full-size TIFFs (three channels of
 1024 x 1280 uint16, 12 bits stored in 16), which come from the page cache. The ceiling reads and decodes the
 TIFFs and encodes the fields with the default codec, nothing else; "written" also hashes the members and
-writes tars. pybbbc's method is made of its steps: mean over the fields of a site position, a gaussian of sigma
-500 at full resolution, divide, percentiles, float16 HDF5.
+writes tars. pybbbc's method is made of its steps: mean over the fields of a site position, a gaussian of
+sigma 500 at full resolution, divide, percentiles, float16 HDF5.
 """
 
 from __future__ import annotations
