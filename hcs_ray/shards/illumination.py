@@ -81,8 +81,11 @@ class IlluminationEstimate:
     def channel(self, number: int, sigma: float) -> FloatArray:
         """One channel's functions of all `sites`, (S, H, W)."""
         sigma_blocks = sigma * max(self._shape[1:]) / self._block
-        halves = (self._parts[site].halves() for site in self.sites)
-        return np.stack([self._function(one[number], two[number], sigma_blocks) for one, two in halves])
+        functions = np.empty((len(self._parts), *self._shape[1:]), np.float32)
+        for function, site in zip(functions, self.sites, strict=True):
+            first, second = self._parts[site].halves()
+            function[...] = self._function(first[number], second[number], sigma_blocks)
+        return functions
 
     def _function(self, first: Float64, second: Float64, sigma_blocks: float) -> FloatArray:
         """One plane (H, W) from the two halves' block means (h, w); ones where they cannot be compared."""
