@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from hcs_ray.study import STAGES, Study
 _THREADS = 8
 _CHUNK_BYTES = 8 * 2**20
 _SURPLUS = "surplus: no record lists it, nothing reads it; delete it where it is not yours"
+
+
+Index = tuple[pd.DataFrame, str]  # the shards' index, and the extension of the image members
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,14 @@ def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
         for stage, record in records.items():
             place = study.place(stage)
             sizes = study.storage.sizes(place.folder)
+            index = functools.cache(functools.partial(_index, study.storage, record))
             checks = {
                 path: pool.submit(_flaw_of_file, study.storage, path, file, sizes.get(path))
                 for path, file in record.outputs.items()
             }
             for path, check in checks.items():
                 if what := check.result():
-                    flaws += [Flaw(stage, path, line) for line in _closer(study.storage, record, path, what)]
+                    flaws += [Flaw(stage, path, line) for line in _closer(study.storage, index, path, what)]
                 done += 1
                 progress(done, total)
             if stage == "shard":  # other folders also hold what Ray and W&B keep for themselves
@@ -80,16 +85,16 @@ def _flaw_of_file(storage: Storage, path: str, file: OutputFile, size: int | Non
     return None if sound else "damaged: other content than was written"
 
 
-def _closer(storage: Storage, record: StageRecord, path: str, what: str) -> Iterator[str]:
+def _closer(storage: Storage, index: Callable[[], Index | None], path: str, what: str) -> Iterator[str]:
     """A tar's flaw by its members, where the index and the manifest can still be read."""
     yield what
-    index = _index(storage, record) if path.endswith(".tar") and what != "missing" else None
-    if index is not None:
-        rows, extension = index
+    found = index() if path.endswith(".tar") and what != "missing" else None
+    if found is not None:
+        rows, extension = found
         yield from flaws_of_tar(storage, path, rows[rows[c.SHARD] == path.rpartition("/")[2]], extension)
 
 
-def _index(storage: Storage, record: StageRecord) -> tuple[pd.DataFrame, str] | None:
+def _index(storage: Storage, record: StageRecord) -> Index | None:
     """The index and the image members' extension, where both can be read."""
     try:
         columns = [c.KEY, c.SHARD, c.SHA256, c.SAMPLE_SHA256]

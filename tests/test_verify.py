@@ -231,6 +231,21 @@ def test_a_repair_that_would_differ_leaves_what_is_sound(
     assert (sharded / tar).read_bytes() == (reference / tar).read_bytes()
 
 
+def test_a_repair_that_fails_leaves_the_part(sharded: Path, cluster: str) -> None:
+    from hcs_ray.contracts import HcsError
+    from hcs_ray.screen.sources import open_screen
+    from hcs_ray.shards.plate import write_plate
+    from hcs_ray.shards.write import claim_of, plate_jobs
+
+    study = open_study(str(sharded))
+    screen = open_screen(study.config.screen, study.storage)
+    job = plate_jobs(study, screen, claim_of(study, screen))[0]
+    part = (sharded / job.part_path).read_bytes()
+    with pytest.raises(HcsError, match="it differs from the one written"):
+        write_plate(dataclasses.replace(job, expected={}))
+    assert (sharded / job.part_path).read_bytes() == part
+
+
 def test_a_study_of_which_nothing_is_complete_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY_YAML)
     assert "no stage of main is complete" in refused("verify", tmp_path)

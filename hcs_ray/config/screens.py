@@ -45,10 +45,9 @@ class ScreenSection(ExecutionSection):
     positive_control: PositiveControl | None = None
 
 
-class Bbbc021Screen(ScreenSection):
-    """A screen in the layout of BBBC021 version 1, real or generated; folders or unopened zips."""
+class Bbbc021Tables(ScreenSection):
+    """What BBBC021's three tables say, in whatever form its images come."""
 
-    kind: Literal["bbbc021"] = "bbbc021"
     folder: Folder = "raw"
     image_table: str = "BBBC021_v1_image.csv"
     moa_table: str = "BBBC021_v1_moa.csv"
@@ -59,18 +58,16 @@ class Bbbc021Screen(ScreenSection):
     camera_maximum: CameraMaximum = 4095 << 4  # 12 bits, as BBBC021 stores them
 
 
-class PybbbcScreen(ScreenSection):
+class Bbbc021Screen(Bbbc021Tables):
+    """A screen in the layout of BBBC021 version 1, real or generated; folders or unopened zips."""
+
+    kind: Literal["bbbc021"] = "bbbc021"
+
+
+class PybbbcScreen(Bbbc021Tables):
     """The per-plate float16 HDF5 files that pybbbc made of BBBC021, and the three tables."""
 
     kind: Literal["pybbbc"] = "pybbbc"
-    folder: Folder = "raw"
-    image_table: str = "BBBC021_v1_image.csv"
-    moa_table: str = "BBBC021_v1_moa.csv"
-    compound_table: str = "BBBC021_v1_compound.csv"
-    positive_control: PositiveControl | None = PositiveControl()
-    source: str = "BBBC021"
-    nuclear_channel: str | None = "DAPI"
-    camera_maximum: CameraMaximum = 4095 << 4
 
 
 class LoadDataColumns(Section):

@@ -91,7 +91,8 @@ def write_plate(job: PlateJob, report: Callable[[int], None] = lambda fields: No
         BadImageError: a field cannot be read, unless the configuration says quarantine.
         HcsError: a file would not be as the job expects it.
     """
-    job.study.delete(job.part_path)  # it must not vouch for files that are written over
+    if job.expected is None:
+        job.study.delete(job.part_path)  # it must not vouch for files that are written over
     statistics: PlateStatistics | None = None
     tars, quarantine = _Tars(job), list[Row]()
     members: list[Row] = []
