@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
 import zipfile
@@ -14,6 +15,7 @@ from hcs_ray.storage import Storage
 _LOCAL: Final = struct.Struct("<4s22xHH")  # a member's own header: signature ... lengths of name and extra
 _SLACK: Final = 512  # of the local extra field, whose length only the member itself tells
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_UNSAFE: Final = re.compile(r"^/|^[^/]*:|(^|/)\.\.(/|$)|[\\\x00-\x1f\x7f]")
 _DEFLATE_RATIO: Final = 1032  # deflate cannot pack tighter
 
 
@@ -55,10 +57,14 @@ def read_directory(storage: Storage, path: str) -> dict[str, Member]:
     return members
 
 
+def is_unsafe(name: str) -> bool:
+    """Whether a member's name is absolute, has a drive or a step up, or holds what no name needs."""
+    return _UNSAFE.search(name) is not None
+
+
 def _check_name(info: zipfile.ZipInfo, where: str) -> None:
     name = info.orig_filename  # before zipfile cuts it at a NUL
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts or any(bad in name for bad in ("\\", "\0")) or ":" in parts[0]:
+    if is_unsafe(name):
         raise InputError(f"{where}: its member {name!r} lies outside of the zip; do not trust it")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import re
 import stat
 import struct
 import zipfile
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from hcs_ray.contracts import HcsError
+from hcs_ray.screen.archives import is_unsafe
 
 _CHUNK_BYTES: Final = 1 << 20
-# Absolute, a drive, a step up, or what no name needs: nothing that `hcs-ray shard` would refuse gets past.
-_UNSAFE: Final = re.compile(r"^/|^[^/]*:|(^|/)\.\.(/|$)|[\\\x00-\x1f\x7f]")
 _UNREADABLE: Final = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError,
     ValueError,
@@ -56,7 +54,7 @@ def check_zip(path: Path, advance: Callable[[int], None]) -> None:
 
 def _require_safe(member: zipfile.ZipInfo) -> None:
     name = member.orig_filename
-    if _UNSAFE.search(name):
+    if is_unsafe(name):
         raise UnsafeZipError(f"member {name!r} points out of the zip")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise UnsafeZipError(f"member {name!r} is a link")
