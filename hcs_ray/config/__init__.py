@@ -27,19 +27,27 @@ from hcs_ray.config.screens import (
 from hcs_ray.config.stages import (
     EmbedConfig,
     MapConfig,
-    ModelConfig,
     OutliersConfig,
     ProfileConfig,
     ReportConfig,
     ShardsConfig,
     SplitConfig,
-    TrainConfig,
 )
 from hcs_ray.config.study import StudyConfig
 from hcs_ray.config.sweep import AshaScheduler, SearchSpace, SweepConfig
+from hcs_ray.config.training import (
+    AdversaryConfig,
+    AugmentConfig,
+    ModelConfig,
+    TrainConfig,
+    TreatmentHeadConfig,
+    WandbConfig,
+)
 
 __all__ = [
+    "AdversaryConfig",
     "AshaScheduler",
+    "AugmentConfig",
     "Bbbc021Screen",
     "EmbedConfig",
     "ExecutionSection",
@@ -61,6 +69,8 @@ __all__ = [
     "StudyConfig",
     "SweepConfig",
     "TrainConfig",
+    "TreatmentHeadConfig",
+    "WandbConfig",
     "canonical_digest",
     "parse_study",
     "parse_sweep",

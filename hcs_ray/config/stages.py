@@ -50,56 +50,22 @@ class SplitConfig(Section):
         0, description="with folds: the fold that is tested; the next validates"
     )
 
+    leave_out: str | None = Field(
+        None, description="test this one compound and train on all others; folds and test_fraction rest"
+    )
+    leave_out_batches: bool = Field(
+        False, description="with leave_out: no field of that compound's weeks trains, controls included"
+    )
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> SplitConfig:
+        if self.leave_out_batches and self.leave_out is None:
+            raise ValueError("leave_out_batches needs leave_out: a compound")
         if self.folds is not None and self.test_fold >= self.folds:
             raise ValueError(f"test_fold {self.test_fold} is not below folds {self.folds}")
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction leave nothing to train on")
         return self
-
-
-class ModelConfig(Section):
-    """The network."""
-
-    backbone: Literal["tiny", "resnet18", "resnet50", "convnextv2-tiny"] = "resnet18"
-    weights: str | None = Field(None, description="none, a local folder or file, or a name on a model hub")
-    dmso_class: bool = Field(True, description="negative controls are a class of their own")
-    dropout: Probability = 0.0
-
-
-class TrainConfig(ExecutionSection):
-    """`hcs-ray train`."""
-
-    execution: ClassVar[frozenset[str]] = frozenset(
-        {"use_gpu", "threads", "max_failures", "cpus_per_worker", "keep_checkpoints", "wandb_project"}
-    )
-
-    seed: NonNegativeInt = 0
-    epochs: PositiveInt = 30
-    global_batch: PositiveInt = Field(32, description="fields in an optimizer step, over all workers")
-    crop_px: PositiveInt = Field(
-        512, description="side of the random square crop; smaller fields are used whole"
-    )
-    downsample: PositiveInt = Field(1, description="mean of blocks of this side, before the network")
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    class_weights: bool = Field(True, description="weigh classes by the inverse of their number of fields")
-    positive_controls_per_epoch: NonNegativeInt = Field(
-        64, description="cap of positive-control fields an epoch"
-    )
-    intensity_jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.2, description="random gain a channel, +-"
-    )
-    precision: Literal["32", "bf16"] = "32"
-    keep_checkpoints: PositiveInt = 2
-    workers: PositiveInt = Field(2, description="ranks; each normalises batches by its own share of them")
-    use_gpu: bool = False
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    threads: PositiveInt = Field(2, description="threads that read and decode, a worker")
-    max_failures: NonNegativeInt = 2
-    wandb_project: str | None = Field(None, description="none: an offline W&B run inside the study")
 
 
 class EmbedConfig(ExecutionSection):

@@ -11,14 +11,13 @@ from hcs_ray.config.screens import Bbbc021Screen, ScreenConfig, StorageConfig
 from hcs_ray.config.stages import (
     EmbedConfig,
     MapConfig,
-    ModelConfig,
     OutliersConfig,
     ProfileConfig,
     ReportConfig,
     ShardsConfig,
     SplitConfig,
-    TrainConfig,
 )
+from hcs_ray.config.training import ModelConfig, TrainConfig, WandbConfig
 
 
 class StudyConfig(Section):
@@ -37,3 +36,4 @@ class StudyConfig(Section):
     map: MapConfig = MapConfig()
     outliers: OutliersConfig = OutliersConfig()
     report: ReportConfig = ReportConfig()
+    wandb: WandbConfig = WandbConfig()
