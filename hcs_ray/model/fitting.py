@@ -1,28 +1,37 @@
-"""One rank's training loop: a Lightning trainer that saves and reports at every epoch's end."""
+"""One rank's training: a Lightning trainer whose checkpoints fall on optimizer steps, anywhere in an epoch."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 
 from hcs_ray import contracts as c
 from hcs_ray.config import TrainConfig
-from hcs_ray.model.loader import LABEL, BatchLoader, FieldSource, epoch_list, plain_batches, training_batches
-from hcs_ray.model.module import MoaModule
-from hcs_ray.model.network import CHECKPOINT_FILE, CHECKPOINT_KEY, SCORE, ModelSpec
+from hcs_ray.model import ranks
+from hcs_ray.model.checkpoint import CHECKPOINT_FILE, CHECKPOINT_KEY, RunState
+from hcs_ray.model.epochs import epoch_list
+from hcs_ray.model.inference import infer
+from hcs_ray.model.judging import validation_metrics
+from hcs_ray.model.loader import BatchLoader, FieldSource, training_batches
+from hcs_ray.model.module import Course, MoaModule
+from hcs_ray.model.network import SCORE, ModelSpec
+from hcs_ray.model.optimizing import EarlyStopping
+from hcs_ray.model.targets import side_table
 from hcs_ray.shards.read import ShardReader
 
-Report = Callable[[Mapping[str, float], Path], None]
+Figures = Mapping[str, float]
+_POLL_SECONDS = 2.0  # between questions whether the node will go, or the time is over
 
 
 @dataclass(frozen=True)
@@ -32,118 +41,299 @@ class Run:
     spec: ModelSpec
     config: TrainConfig
     reader: ShardReader
-    fields: pd.DataFrame  # training and validation fields
+    fields: pd.DataFrame  # with `targets` columns
 
-    def side(self, side: str) -> FieldSource:
-        fields = self.fields[self.fields[c.SIDE] == side].reset_index(drop=True)
-        return FieldSource(self.reader, fields, self.config.downsample)
+    def source(self, side: str) -> FieldSource:
+        table = side_table(self.fields, side, anchored=self.anchor_fields > 0)
+        return FieldSource(self.reader, table, self.config.downsample)
+
+    @property
+    def anchor_fields(self) -> int:
+        """Control fields a plate beside each batch."""
+        model = self.spec.model
+        return int(model["anchor_fields"]) if model["normalization"] == "control_anchored" else 0
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A worker's place among the others, and how it tells of an epoch (metrics, folder with a checkpoint)."""
+    """A worker's place among the others, and how it tells of what it does; all ranks call these alike."""
 
-    rank: int
-    world: int
+    number: int
     strategy: Any
     environment: Any
-    report: Report
+    prepare: Callable[[pl.Trainer], pl.Trainer]
+    report: Callable[[Figures, Path], None]  # with a folder that holds a checkpoint
+    note: Callable[[Figures], None]  # figures of a step
+    step_done: Callable[[int, int], None]  # steps done, of so many
+    leaving: Callable[[], bool]  # a node will soon go: save now
+    time_over: Callable[[], bool]  # save and end
 
 
-class _Batches(pl.LightningDataModule):
-    """Loaders that are made anew each epoch, from (seed, epoch)."""
-
-    def __init__(self, run: Run, rank: Rank) -> None:
-        super().__init__()
-        self._run, self._rank = run, rank
-        self._training, self._validation = run.side(c.TRAIN), run.side(c.VALIDATION)
-
-    def train_dataloader(self) -> BatchLoader:
-        assert self.trainer is not None
-        epoch = self.trainer.current_epoch
-        return training_batches(self._training, self._run.config, epoch, self._rank.rank, self._rank.world)
-
-    def val_dataloader(self) -> BatchLoader:
-        return plain_batches(self._validation, self._run.config, self._rank.rank, self._rank.world)
+class StoppedError(Exception):
+    """The run ended at a checkpoint because its time was over."""
 
 
-class _EpochEnd(pl.Callback):
-    """Keeps the history and the best weights, in every checkpoint, and reports each epoch."""
-
-    def __init__(self, report: Report, seed: int) -> None:
-        self._report = report
-        self._seed = seed
-        self._history: list[dict[str, float]] = []
-        self._best: dict[str, torch.Tensor] = {}
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Dropout follows from (seed, epoch, rank), so that a resumed run draws what an undisturbed one would.
-        seed = np.random.SeedSequence([self._seed, trainer.current_epoch, trainer.global_rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, MoaModule)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics |= {"epoch": float(trainer.current_epoch), "optimizer_steps": float(trainer.global_step)}
-        if all(metrics[SCORE] > before[SCORE] for before in self._history):
-            state = pl_module.network.state_dict()
-            self._best = {name: value.detach().cpu().clone() for name, value in state.items()}
-        self._history.append(metrics)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer.save_checkpoint(Path(folder, CHECKPOINT_FILE))
-            self._report(metrics, Path(folder))
-
-    def on_save_checkpoint(self, _: pl.Trainer, __: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = {"history": json.dumps(self._history), "best": self._best}
-
-    def on_load_checkpoint(self, _: pl.Trainer, __: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._history = json.loads(checkpoint[CHECKPOINT_KEY]["history"])
-        self._best = checkpoint[CHECKPOINT_KEY]["best"]
+def steps_of_epoch(fields: pd.DataFrame, config: TrainConfig) -> int:
+    """Optimizer steps of an epoch over a table of fields to learn from."""
+    return math.ceil(len(epoch_list(fields, config, 0)) / config.global_batch)
 
 
-def fit(run: Run, rank: Rank, prepare: Callable[[pl.Trainer], pl.Trainer], resume: Path | None) -> None:
-    """Train this rank's share, from the beginning or from a checkpoint; every rank calls it."""
+def fit(run: Run, rank: Rank, state: RunState, resume: Path | None) -> RunState:
+    """Train this rank's share from a state (and, with it, a checkpoint's file) to the end; every rank calls it.
+
+    Raises:
+        StoppedError: the time was over; a checkpoint holds what was done.
+    """
     config = run.config
     pl.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    training = run.side(c.TRAIN)
-    steps = len(training_batches(training, config, 0, rank.rank, rank.world)) * config.epochs
-    module = MoaModule(
-        run.spec, config, class_weights(training.fields, config, len(run.spec.classes)),
-        run.side(c.VALIDATION).fields, steps,
-    )  # fmt: skip
+    learning, judging = run.source(c.TRAIN), run.source(c.VALIDATION)
+    steps = steps_of_epoch(learning.fields, config)
+    module = MoaModule(run.spec, config, Course(learning.fields, steps * config.epochs))
+    if not len(state.seen):
+        state.seen = torch.zeros(len(learning.fields), dtype=torch.int32)
+    keeper = _Keeper(run, rank, state, judging, steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and logging does not apply
-        trainer = prepare(
-            pl.Trainer(
-                max_epochs=config.epochs,
-                accelerator="gpu" if config.use_gpu else "cpu",
-                devices="auto",
-                strategy=rank.strategy,
-                plugins=[rank.environment],
-                precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-                callbacks=[_EpochEnd(rank.report, config.seed)],
-                reload_dataloaders_every_n_epochs=1,
-                use_distributed_sampler=False,
-                num_sanity_val_steps=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-        )
+        trainer = rank.prepare(_trainer(config, rank, keeper))
         trainer.fit(
             module,
-            datamodule=_Batches(run, rank),
+            datamodule=_Batches(run, rank, learning, state),
             ckpt_path=str(resume) if resume else None,
             weights_only=True,
         )
+    if keeper.time_is_over:
+        raise StoppedError
+    return state
 
 
-def class_weights(fields: pd.DataFrame, config: TrainConfig, classes: int) -> torch.Tensor:
-    """(K,) float32: inverse of the fields of a class in an epoch, with mean 1 over the fields."""
-    if not config.class_weights:
-        return torch.ones(classes)
-    labels = torch.from_numpy(fields[LABEL].to_numpy("int64")[epoch_list(fields, config, 0)].copy())
-    counts = torch.bincount(labels, minlength=classes).float()
-    return counts.sum() / (classes * counts.clamp(min=1))
+def _trainer(config: TrainConfig, rank: Rank, keeper: pl.Callback) -> pl.Trainer:
+    precision: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    return pl.Trainer(
+        max_epochs=config.epochs,
+        accelerator="gpu" if config.use_gpu else "cpu",
+        devices="auto",
+        strategy=rank.strategy,
+        plugins=[rank.environment],
+        precision=precision[config.precision],
+        callbacks=[keeper],
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+class _Stream:
+    """An epoch's batches from the cursor on; it says how many the whole epoch has.
+
+    Lightning counts the batches that it saw before a checkpoint; it takes a loader that keeps its own place
+    for one that has ``state_dict``.
+    """
+
+    def __init__(self, batches: BatchLoader, skipped: int) -> None:
+        self._batches, self._skipped = batches, skipped
+
+    def __len__(self) -> int:
+        return len(self._batches) + self._skipped
+
+    def __iter__(self) -> Iterator[Any]:
+        with contextlib.closing(self._batches):
+            yield from self._batches
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, _: Mapping[str, Any]) -> None:
+        """The cursor is in our `RunState`."""
+
+
+class _Batches(pl.LightningDataModule):
+    """A loader for each epoch, which begins where the state's cursor is."""
+
+    def __init__(self, run: Run, rank: Rank, source: FieldSource, state: RunState) -> None:
+        super().__init__()
+        self._run, self._rank, self._source, self._state = run, rank, source, state
+
+    def train_dataloader(self) -> _Stream:
+        state, config = self._state, self._run.config
+        batches = training_batches(
+            self._source, config, state.epoch, self._rank.number, ranks.world_size(),
+            start=state.samples, anchor_fields=self._run.anchor_fields,
+        )  # fmt: skip
+        return _Stream(batches, math.ceil(state.samples / config.global_batch))
+
+
+class _Keeper(pl.Callback):
+    """Keeps the run's state, judges each epoch, saves checkpoints, and tells of it all."""
+
+    def __init__(self, run: Run, rank: Rank, state: RunState, judging: FieldSource, steps: int) -> None:
+        self._run, self._rank, self._state, self._judging, self._steps = run, rank, state, judging, steps
+        self._listed = len(epoch_list(run.source(c.TRAIN).fields, run.config, 0))
+        self._stopping = EarlyStopping(run.config.stop_after) if run.config.stop_after else None
+        self._pulse = _Pulse()
+        self._clock = _Clock()
+        self._saved_for_leaving = False
+        self.time_is_over = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module, state = _ours(pl_module), self._state
+        module.to_device()
+        if state.step == 0:
+            return
+        module.meter.load(state.meter, state.seen, self._rank.number == 0)
+        module.schedule.load_state_dict(dict(state.schedule))
+        if module.ema is not None:
+            module.ema.load_state_dict(dict(state.ema))
+        if self._stopping is not None:
+            self._stopping.load_state_dict(dict(state.stopping))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._clock.begins()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        state, config = self._state, self._run.config
+        state.step = trainer.global_step
+        done = state.step - state.epoch * self._steps
+        state.samples = min(done * config.global_batch, self._listed)
+        self._clock.ends()
+        self._rank.step_done(state.step, self._steps * config.epochs)
+        if done == self._steps:
+            return  # the end of the epoch follows
+        if state.step % config.log_steps == 0:
+            self._note(self._point(_ours(pl_module)))
+        asked = config.checkpoint_steps is not None and state.step % config.checkpoint_steps == 0
+        if self._pulse.due(state.step):
+            asked = self._ask(trainer) or asked
+        if asked:
+            self._save(trainer, _ours(pl_module), {"epoch": state.epoch, "epoch_end": 0.0})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module, state = _ours(pl_module), self._state
+        row = {"epoch": float(state.epoch), "optimizer_steps": float(state.step)}
+        point = self._point(module)
+        names = module.loss_names
+        row |= _prefixed("train_", module.meter.epoch_means(names))
+        with module.judged() as network:
+            ranks.share_buffers(network)
+            row |= self._judge(network)
+            self._choose(network, row)
+        state.history.append(row)
+        module.schedule.epoch_end(row[SCORE])
+        self._note({**point, **row})
+        state.epoch, state.samples = state.epoch + 1, 0
+        enough = self._stopping is not None and self._stopping.update(row[SCORE])
+        state.done = enough or state.epoch == self._run.config.epochs
+        self._ask(trainer)
+        self._save(trainer, module, {**row, "epoch_end": 1.0})
+        trainer.should_stop = trainer.should_stop or state.done
+
+    def on_save_checkpoint(self, _: pl.Trainer, __: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = self._state.to_plain()
+
+    def _ask(self, trainer: pl.Trainer) -> bool:
+        """Whether to save now: the node is leaving, or the time is over; asked by all ranks at once."""
+        leaving = self._rank.leaving()
+        if leaving and not self._saved_for_leaving:
+            self._saved_for_leaving = True
+            return True
+        self.time_is_over = self._rank.time_over()
+        trainer.should_stop = trainer.should_stop or self.time_is_over
+        return self.time_is_over
+
+    def _judge(self, network: Any) -> dict[str, float]:
+        found = infer(network, self._judging, self._run.config, self._rank.number, self._run.anchor_fields)
+        classes = len(self._run.spec.classes)
+        return validation_metrics(self._judging.fields, found.rows, found.logits, classes)
+
+    def _choose(self, network: Any, row: Figures) -> None:
+        """Keep the weights of the best epoch, the first of equals, or of the last."""
+        better = all(row[SCORE] > before[SCORE] for before in self._state.history)
+        if better or self._run.config.choose == "last":
+            self._state.best = {
+                name: value.detach().cpu().clone() for name, value in network.state_dict().items()
+            }
+
+    def _point(self, module: MoaModule) -> dict[str, float]:
+        losses = _prefixed("step_", module.meter.window_means(module.loss_names))
+        figures = {"optimizer_steps": float(self._state.step), "epoch": float(self._state.epoch)}
+        return figures | losses | module.figures() | self._clock.figures(self._run.config.global_batch)
+
+    def _note(self, point: dict[str, float]) -> None:
+        self._state.points.append(point)
+        self._rank.note(point)
+
+    def _save(self, trainer: pl.Trainer, module: MoaModule, metrics: Figures) -> None:
+        state = self._state
+        state.meter, state.seen = module.meter.state()
+        state.schedule = module.schedule.state_dict()
+        state.ema = {} if module.ema is None else module.ema.state_dict()
+        state.stopping = {} if self._stopping is None else self._stopping.state_dict()
+        world = ranks.world_size()
+        state.generators = {"seed": self._run.config.seed, "step": state.step, "ranks": world}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.save_checkpoint(Path(folder, CHECKPOINT_FILE))
+            self._rank.report({**metrics, "optimizer_steps": float(state.step)}, Path(folder))
+
+
+class _Pulse:
+    """When all ranks ask what only some of them may know: about every `_POLL_SECONDS`, after the same step."""
+
+    def __init__(self) -> None:
+        self._next: int | None = None
+        self._since = time.monotonic()
+        self._at = 0
+
+    def due(self, step: int) -> bool:
+        if self._next is None:  # the first step of a process is slow, and says nothing of the others
+            self._plan(step, 1)
+            return False
+        if step < self._next:
+            return False
+        each = (time.monotonic() - self._since) / max(step - self._at, 1)
+        # Rank 0's clock decides for all.
+        self._plan(step, ranks.first_says(max(1, round(_POLL_SECONDS / max(each, 1e-6)))))
+        return True
+
+    def _plan(self, step: int, ahead: int) -> None:
+        self._next, self._since, self._at = step + ahead, time.monotonic(), step
+
+
+class _Clock:
+    """How long steps take, and how much of that is waiting for the loader."""
+
+    def __init__(self) -> None:
+        self._ended = time.perf_counter()
+        self._waited = self._worked = 0.0
+        self._steps = 0
+
+    def begins(self) -> None:
+        now = time.perf_counter()
+        self._waited += now - self._ended
+        self._ended = now
+
+    def ends(self) -> None:
+        now = time.perf_counter()
+        self._worked += now - self._ended
+        self._ended = now
+        self._steps += 1
+
+    def figures(self, global_batch: int) -> dict[str, float]:
+        """Of the steps since the last call."""
+        took = max(self._waited + self._worked, 1e-9)
+        found = {"fields_per_second": self._steps * global_batch / took, "wait_share": self._waited / took}
+        self._waited = self._worked = 0.0
+        self._steps = 0
+        self._ended = time.perf_counter()
+        return found
+
+
+def _ours(module: pl.LightningModule) -> MoaModule:
+    assert isinstance(module, MoaModule)
+    return module
+
+
+def _prefixed(prefix: str, figures: Figures) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in figures.items()}

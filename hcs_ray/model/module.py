@@ -1,120 +1,161 @@
-"""The LightningModule: a weighted loss, and metrics of fields and treatments."""
+"""The LightningModule: one call of it is one optimizer step, whatever the ranks and however it is cut up."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-import torch.distributed
-import torchmetrics.functional.classification as tm
-from torch.nn import functional
 
-from hcs_ray import contracts as c
 from hcs_ray.config import TrainConfig
-from hcs_ray.model.loader import LABEL, Batch
+from hcs_ray.model import augment
+from hcs_ray.model.heads import reversal_at
+from hcs_ray.model.loader import Batch
+from hcs_ray.model.losses import Wanted, class_weights, losses, total
+from hcs_ray.model.meter import Meter
 from hcs_ray.model.network import MoaNetwork, ModelSpec
+from hcs_ray.model.optimizing import Ema, optimizer_of
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a module learns from, and for how long."""
+
+    fields: pd.DataFrame  # the table that is learned from, with `targets` columns
+    steps: int  # optimizer steps of the whole training
 
 
 class MoaModule(pl.LightningModule):
     """Trains a `MoaNetwork`; every rank must see the same number of batches.
 
-    Args:
-        spec: the network.
-        config: how it learns.
-        class_weights: (K,) float32, the loss of a field is multiplied by its class's.
-        validation: the table of the fields it is judged by, with `LABEL`; batches name its rows.
-        steps: optimizer steps of the whole training.
+    Gradients are summed over the parts of a batch and over the ranks, each field with its weight, so they are
+    those of the whole global batch. It steps its optimizer, schedule and moving average itself.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        config: TrainConfig,
-        class_weights: torch.Tensor,
-        validation: pd.DataFrame,
-        steps: int,
-    ) -> None:
+    def __init__(self, spec: ModelSpec, config: TrainConfig, course: Course) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.network = MoaNetwork(spec, pretrained=True)
-        self.spec = spec
         self.config = config
-        self.validation = validation
-        self.steps = steps
-        self.class_weights: torch.Tensor
-        self.register_buffer("class_weights", class_weights)
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.course = course
+        self._norm = torch.full((), float("nan"))
+        self._class_weights = class_weights(course.fields, config, len(spec.classes))
+        self._wanted = Wanted.of(course.fields)
+        if config.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if config.compile:
+            self.network.compile()
+        self.optimizer, self.schedule = optimizer_of(self.network, config, course.steps)
+        self.ema = None if config.ema_decay is None else Ema(self.network, config.ema_decay)
+        self.meter = Meter(len(course.fields), torch.device("cpu"))
 
-    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        _, logits = self.network(batch["images"])
-        losses = functional.cross_entropy(
-            logits, batch["labels"], reduction="none", label_smoothing=self.config.label_smoothing
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def to_device(self) -> None:
+        """Move what is no part of the network's state to where the network is; call it before training."""
+        self._wanted = self._wanted.to(self.device)
+        self._class_weights = self._class_weights.to(self.device)
+        self.meter = Meter(len(self.course.fields), self.device)
+        if self.ema is not None:
+            self.ema.to(self.device)
+
+    def training_step(self, batch: Batch, _: int) -> None:
+        self._seed()
+        parts = self._parts(batch)
+        for number, part in enumerate(parts):
+            with self._together_on(number == len(parts) - 1):
+                self._backward(part)
+        self._step()
+        self.meter.saw(batch["rows"], batch["weights"] > 0)
+        self.meter.step_done(self.global_rank == 0)
+
+    def _seed(self) -> None:
+        """Dropout follows from (seed, step, rank), so a run that goes on draws what it would have drawn."""
+        place = [self.config.seed, self.global_step, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """The batch in parts of at most ``device_batch`` fields, each with the anchors of the whole."""
+        fields = int(batch["images"].shape[0])
+        most = self.config.device_batch
+        if most is None or fields <= most:
+            return [batch]
+        anchors = batch["anchors"].nonzero().flatten()
+        learned = (~batch["anchors"]).nonzero().flatten()
+        return [_rows(batch, torch.cat([rows, anchors])) for rows in learned.split(most)]
+
+    def _together_on(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are summed over the ranks once a step, with those of its last part."""
+        wrapped = self.trainer.model
+        if last or not isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return wrapped.no_sync()
+
+    def _backward(self, batch: Batch) -> None:
+        wanted = self._wanted.at(batch["rows"])
+        with torch.no_grad():
+            images = augment.apply(batch["images"], batch["changes"], self.config)
+            if self.config.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+        adversary = self.config.adversary
+        outputs = self.network(
+            images,
+            wanted.plates,
+            batch["anchors"],
+            reversal=reversal_at(self.global_step, self.course.steps, adversary),
+            probe=self.config.moa_weight == 0,
         )
-        share = (losses * self.class_weights[batch["labels"]] * batch["weights"]).sum()
-        # DDP takes the mean of the ranks' gradients; the loss of a global batch is the sum of their shares.
-        loss = share * self.trainer.world_size
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        return loss
+        parts = losses(outputs, wanted, batch["weights"], self._class_weights, self.config)
+        loss = total(parts, self.config)
+        self.meter.add({"loss": loss, **parts})
+        # DDP takes the mean of the ranks' gradients; that of a global batch is the sum of their shares.
+        self.manual_backward(loss * self.trainer.world_size)
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        _, logits = self.network(batch["images"])
-        real = batch["weights"] > 0
-        self._seen.append((batch["rows"][real].cpu(), logits[real].float().cpu()))
+    def _step(self) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update(self.network)
 
-    def on_validation_epoch_end(self) -> None:
-        rows, logits = self._gathered()
-        self._seen.clear()
-        for name, value in validation_metrics(self.validation, rows, logits, len(self.spec.classes)).items():
-            self.log(name, value, rank_zero_only=False, sync_dist=False, batch_size=1)
+    def on_before_optimizer_step(self, _: torch.optim.Optimizer) -> None:
+        # Lightning has unscaled the gradients of fp16 by now.
+        if self.config.clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+            self._norm = norm.detach()
 
-    def _gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows and logits of all ranks, in the order of the rows."""
-        mine = (torch.cat([rows for rows, _ in self._seen]), torch.cat([logits for _, logits in self._seen]))
-        everyone = [mine]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            everyone = [mine] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everyone, mine)
-        rows = torch.cat([rows for rows, _ in everyone])
-        order = rows.argsort()
-        return rows[order], torch.cat([logits for _, logits in everyone])[order]
+    def figures(self) -> dict[str, float]:
+        """Learning rate, reversal, and the norm of the last gradient where it is clipped."""
+        found = {"lr": float(self.optimizer.param_groups[0]["lr"])}
+        if self.config.adversary.target != "none":
+            found["reversal"] = reversal_at(self.global_step, self.course.steps, self.config.adversary)
+        if self.config.clip_norm is not None:
+            found["gradient_norm"] = float(self._norm)
+        return found
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.config.lr, total_steps=self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The losses that this module has."""
+        names = ("loss", "moa")
+        names += ("treatment",) if self.network.spec.treatments else ()
+        return (*names, "domain") if self.network.spec.domains else names
 
-
-def validation_metrics(
-    fields: pd.DataFrame, rows: torch.Tensor, logits: torch.Tensor, classes: int
-) -> dict[str, float]:
-    """Metrics of fields and, by the mean of their probabilities, of treatments.
-
-    Balanced accuracy and F1 are means over the classes that stand among the labels.
-    """
-    table = fields.iloc[rows.numpy()]
-    labels = torch.from_numpy(table[LABEL].to_numpy("int64").copy())
-    probabilities = logits.softmax(1)
-    metrics = {"validation_loss": float(functional.cross_entropy(logits, labels))}
-    metrics |= _scores("validation_", probabilities, labels, classes)
-    group = torch.from_numpy(table.groupby(c.TREATMENT, sort=True).ngroup().to_numpy("int64").copy())
-    treatments = int(group.max()) + 1
-    sums = torch.zeros(treatments, classes).index_add_(0, group, probabilities)
-    treatment_labels = torch.zeros(treatments, dtype=torch.int64)
-    treatment_labels[group] = labels
-    return metrics | _scores("validation_treatment_", sums, treatment_labels, classes)
+    @contextlib.contextmanager
+    def judged(self) -> Iterator[MoaNetwork]:
+        """The network whose weights are judged and kept: the moving average's, where there is one."""
+        if self.ema is None:
+            yield self.network
+            return
+        with self.ema.in_place_of(self.network):
+            yield self.network
 
 
-def _scores(prefix: str, scores: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, float]:
-    predicted = scores.argmax(1)
-    present = torch.bincount(labels, minlength=classes) > 0
-    recall = tm.multiclass_recall(predicted, labels, classes, average="none")[present]
-    f1 = tm.multiclass_f1_score(predicted, labels, classes, average="none")[present]
-    return {
-        f"{prefix}accuracy": float((predicted == labels).float().mean()),
-        f"{prefix}balanced_accuracy": float(recall.mean()),
-        f"{prefix}macro_f1": float(f1.mean()),
-        f"{prefix}mcc": float(tm.multiclass_matthews_corrcoef(predicted, labels, classes)),
-    }
+def _rows(batch: Batch, rows: torch.Tensor) -> Batch:
+    return Batch(**{name: tensor[rows] for name, tensor in batch.items()})  # type: ignore[typeddict-item]

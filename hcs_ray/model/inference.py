@@ -1,0 +1,79 @@
+"""A network over a table of fields, shared out among the ranks: how it is judged, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from hcs_ray.config import TrainConfig
+from hcs_ray.model import ranks
+from hcs_ray.model.loader import Batch, FieldSource, plain_batches
+from hcs_ray.model.network import MoaNetwork, Outputs
+from hcs_ray.model.targets import PLATE_NUMBER
+
+
+class Inferred(NamedTuple):
+    """Of every listed field, in the order of the table; float32 on the CPU, the same on all ranks."""
+
+    rows: torch.Tensor  # (N,) int64
+    embeddings: torch.Tensor  # (N, F)
+    logits: torch.Tensor  # (N, K) of the MoA classes
+
+
+def infer(
+    network: MoaNetwork, source: FieldSource, config: TrainConfig, rank: int, anchor_fields: int
+) -> Inferred:
+    """The middle crops of all listed fields through a network in evaluation mode; every rank must call it."""
+    device = next(network.parameters()).device
+    plates = torch.from_numpy(source.fields[PLATE_NUMBER].to_numpy("int64").copy())
+    loader = plain_batches(source, config, rank, ranks.world_size(), anchor_fields)
+    mine = []
+    with _evaluating(network), torch.inference_mode(), contextlib.closing(loader):
+        for batch in loader:
+            outputs = forward(network, batch, plates, config, device)
+            real = batch["weights"] > 0
+            keep = real.to(device)
+            mine.append(
+                (batch["rows"][real], outputs.embeddings[keep].float().cpu(), outputs.moa[keep].float().cpu())
+            )
+    everyone = ranks.gathered(mine)
+    rows, embeddings, logits = (
+        torch.cat([part[i] for parts in everyone for part in parts]) for i in range(3)
+    )
+    order = rows.argsort()
+    return Inferred(rows[order], embeddings[order], logits[order])
+
+
+def forward(
+    network: MoaNetwork, batch: Batch, plates: torch.Tensor, config: TrainConfig, device: torch.device
+) -> Outputs:
+    """One batch through the network, in the precision of the training; ``plates`` numbers the rows' plates."""
+    images = batch["images"].to(device, non_blocking=True)
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with autocast(config, device):
+        outputs: Outputs = network(
+            images,
+            plates[batch["rows"].cpu()].to(device, non_blocking=True),
+            batch["anchors"].to(device, non_blocking=True),
+        )
+    return outputs
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The reduced precision of a configuration, or none."""
+    kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=kind, enabled=config.precision != "32")
+
+
+@contextlib.contextmanager
+def _evaluating(network: MoaNetwork) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

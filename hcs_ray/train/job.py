@@ -1,0 +1,83 @@
+"""What a run is given: its fields with sides and labels, its network, and where it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.contracts import InputError
+from hcs_ray.model.network import ModelSpec
+from hcs_ray.model.targets import ANCHOR, LABEL, NONE, targets
+from hcs_ray.shards.read import ShardReader
+from hcs_ray.study import Study
+from hcs_ray.tables import read_index, read_split
+
+RAY_FOLDER: Final = "ray"  # Ray Train's own, below a job's folder
+
+Final_ = Literal["test", "labelled", "none"]  # what the chosen weights are used for at the end
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every rank of a run is given; it travels to the workers."""
+
+    study: Study
+    spec: ModelSpec
+    fields: pd.DataFrame  # with `contracts.SIDE` and the columns of `hcs_ray.model.targets`
+    folder: str  # of the run, below the study
+    final: Final_ = "test"
+    group: str | None = None  # the sweep that it belongs to
+    start: str | None = None  # a checkpoint's folder below the study to begin from, of another run
+
+    @property
+    def ray_folder(self) -> str:
+        return f"{self.folder}/{RAY_FOLDER}"
+
+
+def prepare(
+    study: Study,
+    folder: str,
+    *,
+    sides: pd.DataFrame | None = None,
+    final: Final_ = "test",
+    group: str | None = None,
+    start: str | None = None,
+) -> TrainJob:
+    """Join index and split into the fields to learn from and be judged by.
+
+    Args:
+        study: Its shards must be complete, and its split where no ``sides`` are given.
+        folder: Of the run, below the study.
+        sides: Plate, well and side of every well, instead of the study's own split.
+        final: "test" tests the chosen weights; "labelled" embeds every field with a MoA and every negative
+            control with them, into ``fields.parquet``.
+        group: The name of the sweep.
+        start: The folder of another run's checkpoint to go on from, with this study's configuration.
+
+    Raises:
+        InputError: there is nothing to learn, or nothing to choose an epoch by.
+    """
+    reader = ShardReader(study.storage, study.require("shard"))
+    table = read_split(study) if sides is None else sides
+    fields = read_index(study).merge(
+        table[[c.PLATE, c.WELL, c.SIDE]], on=[c.PLATE, c.WELL], validate="many_to_one"
+    )
+    qc = [name for name in fields if str(name).startswith(c.QC_PREFIX)]
+    model, train = study.config.model, study.config.train
+    try:
+        found = targets(fields.drop(columns=qc), model, train)
+    except InputError as error:
+        raise InputError(f"{study.storage.url}: {error}") from None
+    judged = (found.fields[c.SIDE] == c.VALIDATION) & (found.fields[LABEL] != NONE)
+    if not (judged & ~found.fields[ANCHOR]).any():
+        raise InputError(
+            f"{study.storage.url}: no compound validates; a MoA needs three compounds, or set split.folds"
+        )
+    spec = ModelSpec(
+        model.model_dump(mode="json"), reader.channels, found.classes, train.downsample,
+        found.treatments, found.domains,
+    )  # fmt: skip
+    return TrainJob(study, spec, found.fields, folder, final, group, start)

@@ -1,0 +1,51 @@
+"""Where Ray Train would try again or wait for ever: bad input, and workers that never start.
+
+Ray Train asks these callbacks in its controller; an error that they raise ends the run.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import RunningState
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.session import cause_of
+
+
+class Limits(ControllerCallback):  # type: ignore[misc]
+    """Ends a run at bad input, which no retry mends, or when workers have not started for so long.
+
+    Args:
+        wait_s: seconds that the workers may take to start, at first and after a failure.
+        wanted: what they need, in words.
+    """
+
+    def __init__(self, wait_s: float, wanted: str) -> None:
+        self._wait_s, self._wanted = wait_s, wanted
+        self._waiting_since = time.monotonic()
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        _end_at_bad_input(current_state)
+        if isinstance(current_state, RunningState):
+            self._waiting_since = time.monotonic()
+        elif isinstance(previous_state, RunningState):
+            self._waiting_since = time.monotonic()
+        elif time.monotonic() - self._waiting_since > self._wait_s:
+            raise HcsError(
+                f"no {self._wanted} within {self._wait_s / 60:g} minutes (train.wait_minutes); "
+                "what was learned is kept: run the same command again to go on"
+            )
+
+
+def _end_at_bad_input(state: Any) -> None:
+    """Raise the first `InputError` of the workers whose failure led to a state."""
+    error = getattr(state, "training_failed_error", None)
+    if isinstance(error, WorkerGroupError):
+        for failure in error.worker_failures.values():
+            cause = cause_of(failure)
+            if isinstance(cause, InputError):
+                raise cause
