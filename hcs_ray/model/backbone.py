@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from hcs_ray.config import ModelConfig
-from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.config import ModelConfig, StorageConfig
+from hcs_ray.contracts import InputError
+from hcs_ray.model.weights import Weights, read_weights
+from hcs_ray.storage.base import DEFAULTS
 
-_RGB = 3
+_PATCH_PX: Final = 14  # of DINOv2
 
 
 @dataclass(frozen=True)
@@ -19,97 +23,163 @@ class _Family:
     """A transformers architecture at one size."""
 
     architecture: str
+    stem: str  # the convolution that takes the channels
+    features: int
     sizes: dict[str, Any]
+    multiple_px: int = 1  # what the sides of an image must be a multiple of
+
+
+def _resnet(embedding: int, hidden: list[int], depths: list[int], layer: str) -> _Family:
+    sizes = {"embedding_size": embedding, "hidden_sizes": hidden, "depths": depths, "layer_type": layer}
+    return _Family("ResNet", "embedder.embedder.convolution", hidden[-1], sizes)
+
+
+def _convnext(hidden: list[int], depths: list[int]) -> _Family:
+    sizes = {"hidden_sizes": hidden, "depths": depths}
+    return _Family("ConvNextV2", "embeddings.patch_embeddings", hidden[-1], sizes)
 
 
 _FAMILIES = {
-    "tiny": _Family(
-        "ResNet",
-        {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"},
-    ),
-    "resnet18": _Family(
-        "ResNet",
+    "tiny": _resnet(16, [16, 32, 64], [1, 1, 1], "basic"),
+    "resnet18": _resnet(64, [64, 128, 256, 512], [2, 2, 2, 2], "basic"),
+    "resnet50": _resnet(64, [256, 512, 1024, 2048], [3, 4, 6, 3], "bottleneck"),
+    "convnextv2-atto": _convnext([40, 80, 160, 320], [2, 2, 6, 2]),
+    "convnextv2-tiny": _convnext([96, 192, 384, 768], [3, 3, 9, 3]),
+    # Positions for 37 x 37 patches, as published. No mask token: it would be a parameter without a gradient,
+    # which DDP refuses.
+    "dinov2-small": _Family(
+        "Dinov2",
+        "embeddings.patch_embeddings.projection",
+        384,
         {
-            "embedding_size": 64,
-            "hidden_sizes": [64, 128, 256, 512],
-            "depths": [2, 2, 2, 2],
-            "layer_type": "basic",
+            "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518,
+            "patch_size": _PATCH_PX, "use_mask_token": False,
         },
+        _PATCH_PX,
     ),
-    "resnet50": _Family("ResNet", {}),
-    "convnextv2-tiny": _Family("ConvNextV2", {}),
-}
+}  # fmt: skip
 
 
 class Backbone(nn.Module):
-    """(B, C, H, W) float32 to (B, F) float32, for any H and W of at least 32."""
+    """(B, C, H, W) float32 to (B, F), for any H and W of at least 32 px; float32, or as autocast gives it.
 
-    def __init__(self, network: Any, features: int) -> None:
+    The embedding of ResNet and ConvNeXt V2 is the mean over the field; of DINOv2 it is the class token after
+    the last layer norm, which the authors use for the whole image (Oquab et al. 2024, "DINOv2: Learning
+    Robust Visual Features without Supervision"). DINOv2 takes the middle of a field whose sides are no
+    multiple of 14 px, so up to 13 rows and columns at the border are left out, and its positions are
+    interpolated (bicubic) from those of 518 x 518 px.
+
+    With pretrained weights images are scaled as those were that the weights were learned from, by one mean
+    and one standard deviation (over the colours) for all channels; both travel with the network's weights.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: Any, family: _Family, *, scaled: bool) -> None:
         super().__init__()
         self.network = network
-        self.features = features
+        self.features = family.features
+        self._multiple_px = family.multiple_px
+        self._scaled = scaled
+        if scaled:
+            self.register_buffer("mean", torch.zeros(()))
+            self.register_buffer("std", torch.ones(()))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pooled: torch.Tensor = self.network(images).pooler_output
+        if self._scaled:
+            images = (images - self.mean) / self.std
+        pooled: torch.Tensor = self.network(_middle(images, self._multiple_px)).pooler_output
         return pooled.flatten(1)
 
 
-def build_backbone(config: ModelConfig, channels: int, *, pretrained: bool = True) -> Backbone:
+def build_backbone(
+    config: ModelConfig, channels: int, *, pretrained: bool = True, storage: StorageConfig = DEFAULTS
+) -> Backbone:
     """The backbone of a configuration, with its weights where it names some (and ``pretrained``).
 
+    Where the weights take another number of channels, the first convolution is inflated: its mean over the
+    channels it knows, times their number, divided by ``channels``. So a grey image that is copied to all
+    channels gives what it gave before.
+
+    Args:
+        config: Which backbone, and which weights.
+        channels: Of the images.
+        pretrained: False builds it as it was, to take the weights of a checkpoint.
+        storage: How weights on S3 are reached.
+
     Raises:
-        InputError: the weights do not fit the backbone; names the first that does not.
+        InputError: there are no such weights, or they do not fit the backbone; names the first that does not.
         HcsError: they cannot be reached.
     """
     import transformers
 
     family = _FAMILIES[config.backbone]
-    weights = config.weights if pretrained else None
-    settings = getattr(transformers, f"{family.architecture}Config")(
-        **family.sizes, num_channels=_RGB if weights else channels
-    )
+    settings = getattr(transformers, f"{family.architecture}Config")(**family.sizes, num_channels=channels)
     model_class = getattr(transformers, f"{family.architecture}Model")
-    network = model_class(settings) if weights is None else _load(model_class, settings, weights)
-    if weights is not None and channels != _RGB:
-        _inflate_stem(network, channels)
-    return Backbone(network, settings.hidden_sizes[-1])
+    if config.weights is None or not pretrained:
+        return Backbone(model_class(settings), family, scaled=config.weights is not None)
+    weights = read_weights(config.weights, storage)
+    state = _inflated(weights, family, channels)
+    backbone = Backbone(_filled(model_class, settings, state, config), family, scaled=True)
+    backbone.mean.fill_(weights.mean)
+    backbone.std.fill_(weights.std)
+    return backbone
 
 
-def _load(model_class: Any, settings: Any, weights: str) -> Any:
-    try:
-        network, info = model_class.from_pretrained(weights, config=settings, output_loading_info=True)
-    except RuntimeError as error:
-        raise InputError(f"model.weights {weights}: do not fit the backbone: {_last_line(error)}") from None
-    except (OSError, ValueError) as error:
-        raise HcsError(f"model.weights {weights}: cannot be loaded: {_last_line(error)}") from None
-    unfit = sorted(str(name) for name in (*info["missing_keys"], *info["mismatched_keys"]))
+def _middle(images: torch.Tensor, multiple_px: int) -> torch.Tensor:
+    """The largest middle part of (B, C, H, W) whose sides are a multiple of so many pixels."""
+    height, width = (side - side % multiple_px for side in images.shape[2:])
+    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    return images[:, :, top : top + height, left : left + width]
+
+
+def _inflated(weights: Weights, family: _Family, channels: int) -> dict[str, torch.Tensor]:
+    """The state with a first convolution (O, C, k, k) of so many channels."""
+    state = dict(weights.state)
+    # The file of a whole classifier has the architecture's name before each.
+    names = [name for name in state if f".{name}".endswith(f".{family.stem}.weight")]
+    for name in names:
+        known = state[name].shape[1]
+        if known != channels:
+            mean = state[name].float().mean(1, keepdim=True)
+            state[name] = mean.repeat(1, channels, 1, 1) * (known / channels)
+    return state
+
+
+def _filled(model_class: Any, settings: Any, state: dict[str, torch.Tensor], config: ModelConfig) -> Any:
+    """The network with these weights, in float32; transformers renames what older files call otherwise."""
+    with _hushed():
+        network, info = model_class.from_pretrained(
+            None,
+            config=settings,
+            state_dict=state,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    mismatched = [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]
+    unfit = sorted([*info["missing_keys"], *mismatched])
     if unfit:
-        raise InputError(f"model.weights {weights}: lack or differ in {unfit[0]} ({len(unfit)} weights)")
+        raise InputError(
+            f"model.weights {config.weights}: do not fit model.backbone {config.backbone}: "
+            f"{unfit[0]} is missing or has another shape ({len(unfit)} weights)"
+        )
     return network
 
 
-def _inflate_stem(network: Any, channels: int) -> None:
-    """Give the first convolution another number of inputs: the mean over RGB, times 3 / channels.
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without transformers' own progress bar and report of what it loads."""
+    import transformers
 
-    A grey image copied to all channels then gives what it gave before.
-    """
-    name: str
-    stem: Any
-    name, stem = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    inflated = nn.Conv2d(
-        channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None
-    )
-    with torch.no_grad():
-        inflated.weight.copy_(stem.weight.mean(1, keepdim=True).expand_as(inflated.weight) * _RGB / channels)
-        if stem.bias is not None and inflated.bias is not None:
-            inflated.bias.copy_(stem.bias)
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, inflated)
-    for module in network.modules():
-        if hasattr(module, "num_channels"):
-            module.num_channels = channels
-    network.config.num_channels = channels
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    logging: Any = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 from hcs_ray import contracts as c
-from hcs_ray.config import TrainConfig
+from hcs_ray.config import StorageConfig, TrainConfig
 from hcs_ray.model import ranks
 from hcs_ray.model.checkpoint import CHECKPOINT_FILE, CHECKPOINT_KEY, RunState
 from hcs_ray.model.epochs import epoch_list
@@ -42,6 +42,7 @@ class Run:
     config: TrainConfig
     reader: ShardReader
     fields: pd.DataFrame  # with `targets` columns
+    storage: StorageConfig  # of weights to begin with
 
     def source(self, side: str) -> FieldSource:
         table = side_table(self.fields, side, anchored=self.anchor_fields > 0)
@@ -89,7 +90,8 @@ def fit(run: Run, rank: Rank, state: RunState, resume: Path | None) -> RunState:
     torch.use_deterministic_algorithms(True, warn_only=True)
     learning, judging = run.source(c.TRAIN), run.source(c.VALIDATION)
     steps = steps_of_epoch(learning.fields, config)
-    module = MoaModule(run.spec, config, Course(learning.fields, steps * config.epochs))
+    course = Course(learning.fields, steps * config.epochs, pretrained=resume is None, storage=run.storage)
+    module = MoaModule(run.spec, config, course)
     if not len(state.seen):
         state.seen = torch.zeros(len(learning.fields), dtype=torch.int32)
     keeper = _Keeper(run, rank, state, judging, steps)
@@ -172,7 +174,7 @@ class _Keeper(pl.Callback):
     def __init__(self, run: Run, rank: Rank, state: RunState, judging: FieldSource, steps: int) -> None:
         self._run, self._rank, self._state, self._judging, self._steps = run, rank, state, judging, steps
         self._listed = len(epoch_list(run.source(c.TRAIN).fields, run.config, 0))
-        self._stopping = EarlyStopping(run.config.stop_after) if run.config.stop_after else None
+        self._stopping = EarlyStopping(run.config.stop_after)
         self._pulse = _Pulse()
         self._clock = _Clock()
         self._saved_for_leaving = False
@@ -187,8 +189,7 @@ class _Keeper(pl.Callback):
         module.schedule.load_state_dict(dict(state.schedule))
         if module.ema is not None:
             module.ema.load_state_dict(dict(state.ema))
-        if self._stopping is not None:
-            self._stopping.load_state_dict(dict(state.stopping))
+        self._stopping.load_state_dict(state.stopping)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._clock.begins()
@@ -224,7 +225,7 @@ class _Keeper(pl.Callback):
         module.schedule.epoch_end(row[SCORE])
         self._note({**point, **row})
         state.epoch, state.samples = state.epoch + 1, 0
-        enough = self._stopping is not None and self._stopping.update(row[SCORE])
+        enough = self._stopping.epoch_end(row[SCORE])
         state.done = enough or state.epoch == self._run.config.epochs
         self._ask(trainer)
         self._save(trainer, module, {**row, "epoch_end": 1.0})
@@ -270,7 +271,7 @@ class _Keeper(pl.Callback):
         state.meter, state.seen = module.meter.state()
         state.schedule = module.schedule.state_dict()
         state.ema = {} if module.ema is None else module.ema.state_dict()
-        state.stopping = {} if self._stopping is None else self._stopping.state_dict()
+        state.stopping = self._stopping.state_dict()
         world = ranks.world_size()
         state.generators = {"seed": self._run.config.seed, "step": state.step, "ranks": world}
         with tempfile.TemporaryDirectory() as folder:

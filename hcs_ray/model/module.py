@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from hcs_ray.config import TrainConfig
+from hcs_ray.config import StorageConfig, TrainConfig
 from hcs_ray.model import augment
 from hcs_ray.model.heads import reversal_at
 from hcs_ray.model.loader import Batch
@@ -28,6 +28,8 @@ class Course:
 
     fields: pd.DataFrame  # the table that is learned from, with `targets` columns
     steps: int  # optimizer steps of the whole training
+    pretrained: bool  # begin with the weights that the configuration names
+    storage: StorageConfig  # where those are
 
 
 class MoaModule(pl.LightningModule):
@@ -40,30 +42,46 @@ class MoaModule(pl.LightningModule):
     def __init__(self, spec: ModelSpec, config: TrainConfig, course: Course) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.network = MoaNetwork(spec, pretrained=True)
+        self.spec = spec
+        self.network = MoaNetwork(spec, pretrained=course.pretrained, storage=course.storage)
         self.config = config
         self.course = course
         self._norm = torch.full((), float("nan"))
         self._class_weights = class_weights(course.fields, config, len(spec.classes))
         self._wanted = Wanted.of(course.fields)
         if config.channels_last:
-            self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.network.compile()
-        self.optimizer, self.schedule = optimizer_of(self.network, config, course.steps)
-        self.ema = None if config.ema_decay is None else Ema(self.network, config.ema_decay)
+        self.optimizer, self.schedule = optimizer_of(self.network.parameters(), config, course.steps)
+        self.ema: Ema | None = None
         self.meter = Meter(len(course.fields), torch.device("cpu"))
+        self._beside: Any = None  # a CUDA stream, made when it is first needed
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def to_device(self) -> None:
         """Move what is no part of the network's state to where the network is; call it before training."""
         self._wanted = self._wanted.to(self.device)
         self._class_weights = self._class_weights.to(self.device)
         self.meter = Meter(len(self.course.fields), self.device)
-        if self.ema is not None:
-            self.ema.to(self.device)
+        if self.config.ema_decay is not None:
+            self.ema = Ema(self.network, self.config.ema_decay)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy a batch beside what the device computes, and wait for the copy: the loader uses its memory again."""
+        if device.type != "cuda":
+            return _each(batch, lambda tensor: tensor.to(device))
+        beside: Any = self._beside or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._beside = beside
+        with torch.cuda.stream(beside):
+            moved = _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
+        beside.synchronize()
+        for tensor in moved.values():
+            tensor.record_stream(torch.cuda.current_stream(device))  # type: ignore[attr-defined]
+        return moved
 
     def training_step(self, batch: Batch, _: int) -> None:
         self._seed()
@@ -88,7 +106,7 @@ class MoaModule(pl.LightningModule):
             return [batch]
         anchors = batch["anchors"].nonzero().flatten()
         learned = (~batch["anchors"]).nonzero().flatten()
-        return [_rows(batch, torch.cat([rows, anchors])) for rows in learned.split(most)]
+        return [_rows(batch, torch.cat([rows, anchors])) for rows in torch.split(learned, most)]
 
     def _together_on(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are summed over the ranks once a step, with those of its last part."""
@@ -143,9 +161,8 @@ class MoaModule(pl.LightningModule):
     @property
     def loss_names(self) -> tuple[str, ...]:
         """The losses that this module has."""
-        names = ("loss", "moa")
-        names += ("treatment",) if self.network.spec.treatments else ()
-        return (*names, "domain") if self.network.spec.domains else names
+        treatment = ("treatment",) if self.spec.treatments else ()
+        return ("loss", "moa", *treatment, *(("domain",) if self.spec.domains else ()))
 
     @contextlib.contextmanager
     def judged(self) -> Iterator[MoaNetwork]:
@@ -158,4 +175,14 @@ class MoaModule(pl.LightningModule):
 
 
 def _rows(batch: Batch, rows: torch.Tensor) -> Batch:
-    return Batch(**{name: tensor[rows] for name, tensor in batch.items()})  # type: ignore[typeddict-item]
+    return _each(batch, lambda tensor: tensor[rows])
+
+
+def _each(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    return Batch(
+        images=change(batch["images"]),
+        rows=change(batch["rows"]),
+        weights=change(batch["weights"]),
+        anchors=change(batch["anchors"]),
+        changes=change(batch["changes"]),
+    )

@@ -23,7 +23,6 @@ ANCHOR: Final = "anchor"  # bool: a negative control that may anchor the batches
 NONE: Final = -1
 
 _DOMAIN = {"plate": c.PLATE, "batch": c.BATCH}
-_LABELS = (LABEL, TREATMENT_LABEL, DOMAIN_LABEL)
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,12 @@ def targets(fields: pd.DataFrame, model: ModelConfig, train: TrainConfig) -> Tar
     treatments, domains = (tuple(sorted(column.dropna().unique())) for column in (treatment, domain))
     _check_heads(train, treatments, domains)
     plates = {name: number for number, name in enumerate(sorted(fields[c.PLATE].unique()))}
-    numbered = fields.assign(
-        **{
-            LABEL: _numbers(names, classes),
-            TREATMENT_LABEL: _numbers(treatment, treatments),
-            DOMAIN_LABEL: _numbers(domain, domains),
-            PLATE_NUMBER: fields[c.PLATE].map(plates).astype("int64"),
-            ANCHOR: control,
-        }
-    )
+    numbered = fields.copy()
+    numbered[LABEL] = _numbers(names, classes)
+    numbered[TREATMENT_LABEL] = _numbers(treatment, treatments)
+    numbered[DOMAIN_LABEL] = _numbers(domain, domains)
+    numbered[PLATE_NUMBER] = fields[c.PLATE].map(plates).astype("int64")
+    numbered[ANCHOR] = control
     return Targets(numbered, classes, treatments, domains)
 
 

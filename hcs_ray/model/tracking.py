@@ -1,63 +1,137 @@
-"""Metrics of a run to Weights & Biases: offline inside the study unless a project is named.
+"""Figures of a run as tables in its folder, in Weights & Biases (W&B), and as event files for TensorBoard.
 
-An offline run never needs an account; ``wandb sync runs/NAME/wandb/offline-run-*`` sends it later.
+A run has one history, however often it was killed. What a resumed run is ``told``, the points that its
+checkpoint holds, replaces what the attempt before it has left. Steps that were noted after that checkpoint
+are noted again as they are done again. So it does not matter that W&B loses its last seconds in a kill.
+
+- Tables: ``points.csv``, one row a noted optimizer step, and at the end ``confusion.csv`` and
+  ``misclassified.png``.
+- W&B: the run's id lies in ``wandb_run.json``. Offline, the files are below ``wandb/`` and
+  ``wandb sync FOLDER/wandb/offline-run-*`` sends them; a resumed run writes them anew. Online, only points
+  beyond the last step of the server are sent. The key is read from the environment, by W&B itself.
+- TensorBoard: ``tensorboard/``, written anew by a resumed run.
+
+For a study on S3, W&B and TensorBoard write to a temporary folder of this node, which is copied to the study
+when the run finishes or fails; with a killed process it is lost, and its points come again from ``told``. The
+checkpoint of an offline run is sent only from the folder where it was written, since W&B notes its absolute
+path; from a copy the figures and pictures are sent.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
 
 from hcs_ray.config import StudyConfig
-from hcs_ray.storage import LocalStorage, Storage
+from hcs_ray.contracts import HcsError
+from hcs_ray.model.sinks import STEP, Board, Desk, Final, Points, Sink, Tables
+from hcs_ray.model.wandb_run import Label, WandbRun, one_line, preflight, run_id
+from hcs_ray.storage import Storage
 
-_PROJECT = "hcs_ray"  # of runs that are offline
+__all__ = ["Final", "Tracking", "preflight"]
+
+_log = logging.getLogger("hcs_ray")
 
 
 class Tracking:
-    """One W&B run, on rank 0.
+    """All places where the figures of a run go; of rank 0 alone.
+
+    Trouble at the start of a new run is an error. Afterwards, also where a run is resumed, it is one warning
+    on the log for each place.
 
     Args:
-        folder: of the run, below the study; W&B makes its own ``wandb`` in it.
-        config: what the run was configured with; holds no secret.
+        storage: of the study.
+        folder: of the run, below the study.
+        config: noted in W&B; it holds no secret, and credentials in URLs are left out.
+        group: of W&B, for the trials of a sweep.
+        name: in W&B; none: that of the folder.
+        told: the points that the checkpoint holds with which the run goes on, each with its `STEP`.
+
+    Raises:
+        InputError: online without a key, or a damaged `RUN_FILE`.
+        HcsError: W&B cannot start, as without a network.
     """
 
-    def __init__(self, study: Storage, folder: str, config: StudyConfig) -> None:
-        import wandb
+    def __init__(
+        self,
+        storage: Storage,
+        folder: str,
+        config: StudyConfig,
+        *,
+        group: str | None = None,
+        name: str | None = None,
+        told: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        preflight(config.wandb)
+        self._points: Points = {}
+        for point in sorted(told, key=lambda point: point[STEP]):
+            _add(self._points, point)
+        self._warned: set[str] = set()
+        self._desk = Desk(storage, folder)
+        self._sinks: list[Sink] = [Tables(storage, folder, self._points)]
+        if config.wandb.mode != "disabled":
+            label = Label(run_id(storage, folder), name or folder.rpartition("/")[2], group)
+            self._begin("W&B", lambda: WandbRun(self._desk, config, label), strict=not self._points)
+        if config.train.tensorboard:
+            self._begin("TensorBoard", lambda: Board(self._desk), strict=not self._points)
+        if self._points:
+            self._each(lambda sink: sink.begin(self._points))
 
-        self._study, self._folder = study, folder
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        if isinstance(study, LocalStorage):
-            self._local = study.path(folder)
-            self._local.mkdir(parents=True, exist_ok=True)
-        else:
-            self._scratch = tempfile.TemporaryDirectory()
-            self._local = Path(self._scratch.name)
-        project = config.train.wandb_project
-        quiet = wandb.Settings(
-            silent=True, console="off", disable_git=True, save_code=False,
-            x_disable_stats=True, x_disable_meta=True,
-        )  # fmt: skip
-        self._run: Any = wandb.init(
-            project=project or _PROJECT,
-            mode=None if project else "offline",
-            dir=self._local,
-            config=config.model_dump(mode="json"),
-            settings=quiet,
-        )
+    def _begin(self, name: str, make: Callable[[], Sink], *, strict: bool) -> None:
+        try:
+            self._sinks.append(make())
+        except Exception as error:
+            if not strict:
+                self._warn(name, error)
+                return
+            self.close()
+            raise error if isinstance(error, HcsError) else HcsError(f"{name}: {one_line(error)}") from None
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Log an epoch at its optimizer step."""
-        self._run.log(dict(metrics), step=int(metrics["optimizer_steps"]))
+    def log(self, figures: Mapping[str, float]) -> None:
+        """Note figures at their `STEP`; those of a step before the last are known, and left out."""
+        step = int(figures[STEP])
+        if step >= _last(self._points):
+            added = _add(self._points, figures)
+            self._each(lambda sink: sink.log(step, added))
 
-    def finish(self) -> None:
-        """Close the run, and copy its files to a study that is not local."""
-        self._run.finish()
-        if self._scratch is None:
-            return
-        for file in sorted(self._local.rglob("*")):
-            if file.is_file() and not file.is_symlink():
-                self._study.write(f"{self._folder}/{file.relative_to(self._local)}", file.read_bytes())
-        self._scratch.cleanup()
+    def finish(self, final: Final | None) -> None:
+        """Note what is known at the end, and close."""
+        if final is not None:
+            step = _last(self._points)
+            self._each(lambda sink: sink.finish(step, final))
+        self._end(failed=False)
+
+    def close(self) -> None:
+        """Write what there is, without an end: the run can be resumed. After `finish`, nothing."""
+        self._end(failed=True)
+
+    def _end(self, *, failed: bool) -> None:
+        self._each(lambda sink: sink.close(failed=failed))
+        self._sinks.clear()
+        try:
+            self._desk.leave()
+        except Exception as error:
+            self._warn("the copy to the study", error)
+
+    def _each(self, action: Callable[[Sink], None]) -> None:
+        for sink in self._sinks:
+            try:
+                action(sink)
+            except Exception as error:
+                self._warn(sink.name, error)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning("figures are missing in %s, and the training goes on: %s", name, one_line(error))
+
+
+def _last(points: Points) -> int:
+    return next(reversed(points), 0)
+
+
+def _add(points: Points, figures: Mapping[str, float]) -> dict[str, float]:
+    step = int(figures[STEP])
+    added = {name: float(value) for name, value in figures.items() if name != STEP}
+    points.setdefault(step, {}).update(added)
+    return added

@@ -5,7 +5,8 @@ shuffled, Zstandard. ``jpegxl`` is a lossless grey JPEG XL image of the planes o
 and much slower. Either is followed by 28 bytes that a reader of the plain format skips; docs/codecs.md says
 what they hold, how other programs get at the pixels, and what was measured.
 
-Neither direction holds the GIL, and neither starts threads.
+Neither direction holds the GIL, and neither starts threads. `decode_floats` goes from a member to what a
+network sees without a field of integers between.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hcs_ray.contracts import HcsError, InputError
 
 Codec = Literal["blosc2", "jpegxl"]
 Pixels = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float32]
 Buffer = bytes | bytearray | memoryview
 Shape = tuple[int, ...]
 
@@ -80,16 +82,84 @@ def decode(data: Buffer, out: Pixels) -> Pixels:
     """
     if out.ndim != 3 or out.dtype != np.uint16 or not out.flags.c_contiguous:
         raise ValueError(f"no place for a field: {out.dtype} of shape {out.shape}")
-    packed, about = _parted(memoryview(data))
-    if about.shape != out.shape:
-        raise HcsError(f"holds a field of shape {about.shape} instead of {out.shape}")
+    opened = open_member(data, out.shape)
+    _unpack(opened, out)
+    if opened.codec == "blosc2":
+        _residuals().restore(out, opened.low_bits)
+    return out
+
+
+class Opened(NamedTuple):
+    """A member whose bytes are whole, not yet decoded."""
+
+    packed: memoryview  # what the plain format holds
+    codec: Codec
+    low_bits: int
+    shape: Shape
+
+
+class Look(NamedTuple):
+    """What is wanted of a field: a crop, and means of blocks of it."""
+
+    rows: slice  # of pixels; both slices have a start and a stop
+    columns: slice
+    block_px: int = 1  # blocks at the lower and right edge of the crop may be smaller
+
+    def shape(self, channels: int) -> tuple[int, int, int]:
+        """(C, h, w) of the result."""
+        height, width = (-(-(part.stop - part.start) // self.block_px) for part in self[:2])
+        return channels, height, width
+
+
+def open_member(data: Buffer, shape: Shape) -> Opened:
+    """A member, its checksum and its shape compared; the result refers to ``data``.
+
+    Raises:
+        HcsError: the bytes are not those that `encode` made, or of another shape.
+    """
+    opened = _parted(memoryview(data))
+    if opened.shape != shape:
+        raise HcsError(f"holds a field of shape {opened.shape} instead of {shape}")
+    return opened
+
+
+def decode_floats(opened: Opened, look: Look, scale: tuple[Floats, Floats] | None, out: Floats) -> Floats:
+    """What ``look`` wants of a member, straight into ``out``; returns it.
+
+    Memory for what lies between is the thread's own and reused; the way from there is one pass.
+
+    Args:
+        opened: As `open_member` gives it.
+        look: Within the field.
+        scale: Gain (C, H, W) and bias (C,), float32: ``pixels * gain + bias``; none: the counts as they are.
+        out: C-contiguous float32 of ``look.shape(C)``.
+
+    Raises:
+        HcsError: the member is forged; ``out`` may be written to.
+    """
+    shape = opened.shape
+    for part, size in zip(look[:2], shape[1:], strict=True):
+        if not 0 <= part.start < part.stop <= size:
+            raise ValueError(f"{part} does not lie in a field of shape {shape}")
+    if out.shape != look.shape(shape[0]) or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(f"no place for {look}: {out.dtype} of shape {out.shape}")
+    codes = _buffers(shape)[0]
+    _unpack(opened, codes)
+    shift = opened.low_bits if opened.codec == "blosc2" else -1
+    gain, bias = scale or (_NO_GAIN, np.zeros(shape[0], np.float32))
+    window = look.rows.start, look.rows.stop, look.columns.start, look.columns.stop
+    _residuals().floats(codes, shift, window, look.block_px, gain, bias, out)
+    return out
+
+
+def _unpack(opened: Opened, codes: Pixels) -> None:
+    """Blosc2's residuals, or JPEG XL's pixels."""
     try:
-        _DECODE[about.codec](packed, out, about.low_bits)
+        _DECODE[opened.codec](opened.packed, codes, opened.low_bits)
     except HcsError:
         raise
     except Exception as error:  # the libraries raise RuntimeErrors and ValueErrors of their own
-        raise HcsError(f"holds no {about.codec} field ({error})") from None
-    return out
+        raise HcsError(f"holds no {opened.codec} field ({error})") from None
 
 
 def unused_low_bits(pixels: Pixels) -> int:
@@ -98,13 +168,7 @@ def unused_low_bits(pixels: Pixels) -> int:
     return max((used & -used).bit_length() - 1, 0)
 
 
-class _About(NamedTuple):
-    codec: Codec
-    low_bits: int
-    shape: Shape
-
-
-def _parted(data: memoryview) -> tuple[memoryview, _About]:
+def _parted(data: memoryview) -> Opened:
     """The plain format's bytes, and what the trailer says of them; `HcsError` where it does not fit them."""
     if len(data) <= TRAILER_BYTES or bytes(data[-TRAILER_BYTES:][: len(_MAGIC)]) != _MAGIC:
         raise HcsError(f"{len(data)} bytes that do not end as a field's member does")
@@ -115,7 +179,7 @@ def _parted(data: memoryview) -> tuple[memoryview, _About]:
     codec = next((name for name in _NUMBER if _NUMBER[name] == number), None)
     if codec is None or low_bits > 15 or zero != 0:
         raise HcsError(f"of a kind that this version does not know ({number}, {low_bits}, {zero})")
-    return data[:-TRAILER_BYTES], _About(codec, low_bits, tuple(shape))
+    return Opened(data[:-TRAILER_BYTES], codec, low_bits, tuple(shape))
 
 
 def _to_blosc2(pixels: Pixels, low_bits: int) -> memoryview:
@@ -136,11 +200,11 @@ def _to_blosc2(pixels: Pixels, low_bits: int) -> memoryview:
 
 
 def _from_blosc2(packed: memoryview, out: Pixels, low_bits: int) -> None:
+    """The residuals, still without the low bits."""
     unpacked_bytes, block_bytes, packed_bytes = _CHUNK.unpack_from(packed)
     if (unpacked_bytes, packed_bytes) != (out.nbytes, len(packed)) or not 0 < block_bytes <= out.nbytes:
         raise HcsError("holds a Blosc2 chunk of another size")  # before the library makes room for it
     imagecodecs.blosc2_decode(packed, numthreads=1, out=out.reshape(-1).view(np.uint8))
-    _residuals().restore(out, low_bits)
 
 
 def _to_jpegxl(pixels: Pixels, low_bits: int) -> bytes:
@@ -163,6 +227,7 @@ _DECODE: Final[dict[Codec, Callable[[memoryview, Pixels, int], None]]] = {
     "blosc2": _from_blosc2,
     "jpegxl": _from_jpegxl,
 }
+_NO_GAIN: Final = np.empty((0, 0, 0), np.float32)
 _reused: Final = threading.local()  # fresh memory would cost as much as the residuals: the pages' first touch
 
 

@@ -54,7 +54,7 @@ def close_run(job: TrainJob, run: Run, state: RunState) -> Final | None:
     if ray.train.get_context().get_world_rank() != 0:
         return None
     files |= {
-        SEEN_FILE: parquet_bytes(seen),
+        SEEN_FILE: parquet_bytes(pa.Table.from_pandas(seen, preserve_index=False)),
         MODEL_FILE: model_bytes(run.spec, state.best),
         HISTORY_FILE: pd.DataFrame(state.history).to_csv(index=False).encode(),
         METRICS_FILE: (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode(),
@@ -104,9 +104,7 @@ def _sides(fields: pd.DataFrame) -> dict[str, Any]:
     labelled = fields[fields[LABEL] != NONE]
     sides = {side: labelled[labelled[c.SIDE] == side] for side in (c.TRAIN, c.VALIDATION, c.TEST)}
     found: dict[str, Any] = {f"{side}_fields": len(rows) for side, rows in sides.items()}
-    return found | {
-        f"{side}_compounds": sorted(rows[c.COMPOUND].unique()) for side, rows in sides.items()
-    }
+    return found | {f"{side}_compounds": sorted(rows[c.COMPOUND].unique()) for side, rows in sides.items()}
 
 
 def _tested(run: Run, network: MoaNetwork, state: RunState) -> tuple[dict[str, float], Final | None]:
@@ -134,7 +132,9 @@ def _pictures(run: Run, source: FieldSource, found: Inferred) -> list[Misclassif
     crop = centre(run.reader.shape, run.config.crop_px)
     labels = source.fields[LABEL].to_numpy("int64")
     pictures = []
-    for place in pick_misclassified(source.fields, found.rows, found.logits, len(run.spec.classes), _PICTURES):
+    for place in pick_misclassified(
+        source.fields, found.rows, found.logits, len(run.spec.classes), _PICTURES
+    ):
         row = int(found.rows[place])
         predicted = int(probabilities[place].argmax())
         pictures.append(

@@ -75,13 +75,15 @@ def fit(job: TrainJob, progress: Progress | None = None, callbacks: Sequence[Any
 def _trainer(job: TrainJob, callbacks: Sequence[Any]) -> Any:
     config = job.study.config.train
     filesystem, root = job.study.storage.arrow()
+    workers: Any = config.workers  # its stub knows no (min, max)
+    limits: Any = Limits(60 * config.wait_minutes, _wanted(config))
     deadline = None if config.max_hours is None else time.time() + 3600 * config.max_hours
     parent, _, name = job.ray_folder.rpartition("/")
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "deadline": deadline},
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            num_workers=workers,
             use_gpu=config.use_gpu,
             resources_per_worker=resources(config),
         ),
@@ -95,7 +97,7 @@ def _trainer(job: TrainJob, callbacks: Sequence[Any]) -> Any:
                 checkpoint_score_attribute=SCORE,
                 checkpoint_score_order="max",
             ),
-            callbacks=[*callbacks, Limits(60 * config.wait_minutes, _wanted(config))],
+            callbacks=[*callbacks, limits],
         ),
     )
 
@@ -112,9 +114,7 @@ def _wanted(config: TrainConfig) -> str:
 
 
 def _drop_cut_snapshot(job: TrainJob) -> None:
-    """Ray Train writes its list of checkpoints in place; where a kill has cut it, training begins again.
-
-    """
+    """Ray Train writes its list of checkpoints in place; where a kill has cut it, training begins again."""
     storage, path = job.study.storage, f"{job.ray_folder}/{_SNAPSHOT}"
     found = storage.read_versioned(path)
     try:

@@ -16,7 +16,7 @@ from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.session import cause_of
 
 
-class Limits(ControllerCallback):  # type: ignore[misc]
+class Limits(ControllerCallback):
     """Ends a run at bad input, which no retry mends, or when workers have not started for so long.
 
     Args:

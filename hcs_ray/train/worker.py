@@ -29,13 +29,15 @@ def train_worker(config: Mapping[str, Any]) -> None:
     """Go on from the newest checkpoint to the end, then test and keep the chosen weights."""
     job: TrainJob = config["job"]
     reader = ShardReader(job.study.storage, job.study.require("shard"))
-    run = fitting.Run(job.spec, job.study.config.train, reader, job.fields)
+    run = fitting.Run(job.spec, job.study.config.train, reader, job.fields, job.study.config.storage)
     with _checkpoint(job) as folder:
         state = read_state(folder) if folder else RunState()
         with contextlib.closing(_Teller(job, state, config["deadline"])) as teller:
             if not state.done:
                 with contextlib.suppress(fitting.StoppedError):
-                    state = fitting.fit(run, teller.rank(), state, folder / CHECKPOINT_FILE if folder else None)
+                    state = fitting.fit(
+                        run, teller.rank(), state, folder / CHECKPOINT_FILE if folder else None
+                    )
             if state.done:
                 teller.finished(close_run(job, run, state))
 
