@@ -1,4 +1,4 @@
-"""One rank's training: a Lightning trainer whose checkpoints fall on optimizer steps, anywhere in an epoch."""
+"""One rank's training: a Lightning trainer with checkpoints on optimizer steps, anywhere in an epoch."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def steps_of_epoch(fields: pd.DataFrame, config: TrainConfig) -> int:
 
 
 def fit(run: Run, rank: Rank, state: RunState, resume: Path | None) -> RunState:
-    """Train this rank's share from a state (and, with it, a checkpoint's file) to the end; every rank calls it.
+    """Train this rank's share from a state, with its checkpoint's file, to the end; every rank calls it.
 
     Raises:
         StoppedError: the time was over; a checkpoint holds what was done.
@@ -280,7 +280,7 @@ class _Keeper(pl.Callback):
 
 
 class _Pulse:
-    """When all ranks ask what only some of them may know: about every `_POLL_SECONDS`, after the same step."""
+    """When all ranks ask what only some may know: about every `_POLL_SECONDS`, after the same step."""
 
     def __init__(self) -> None:
         self._next: int | None = None

@@ -1,4 +1,4 @@
-"""A network over a table of fields, shared out among the ranks: how it is judged, and what it leaves behind."""
+"""A network over a table of fields, shared out among the ranks: to judge it, and to use it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def infer(
 def forward(
     network: MoaNetwork, batch: Batch, plates: torch.Tensor, config: TrainConfig, device: torch.device
 ) -> Outputs:
-    """One batch through the network, in the precision of the training; ``plates`` numbers the rows' plates."""
+    """One batch through the network, in the training's precision; ``plates`` numbers the rows' plates."""
     images = batch["images"].to(device, non_blocking=True)
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)

@@ -71,7 +71,7 @@ class MoaModule(pl.LightningModule):
             self.ema = Ema(self.network, self.config.ema_decay)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy a batch beside what the device computes, and wait for the copy: the loader uses its memory again."""
+        """Copy a batch beside what the device computes, and wait: the loader uses its memory again."""
         if device.type != "cuda":
             return _each(batch, lambda tensor: tensor.to(device))
         beside: Any = self._beside or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ import torch
 
 from hcs_ray.contracts import Progress
 from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
+from hcs_ray.model.weights import weights_digest
 from hcs_ray.study import Study
 from hcs_ray.train.closing import HISTORY_FILE, METRICS_FILE, MODEL_FILE, SEEN_FILE, model_bytes
 from hcs_ray.train.driver import Fitted, fit
@@ -37,7 +38,9 @@ _OUTPUTS = (MODEL_FILE, HISTORY_FILE, METRICS_FILE, SEEN_FILE)
 
 def train(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
     """Train this run's network; does nothing where that is complete."""
-    claim = study.claim("train")
+    model = study.config.model
+    weights = weights_digest(model.weights, study.config.storage)
+    claim = study.claim("train", {f"weights {model.weights}": weights} if weights else None)
     if force or not study.is_complete("train", claim):
         job = prepare(study, study.place("train").folder)
         with study.writing("train", claim, force) as writer:

@@ -19,8 +19,8 @@ from hcs_ray.model.augment import centre
 from hcs_ray.model.checkpoint import RunState
 from hcs_ray.model.epochs import epoch_list
 from hcs_ray.model.fitting import Run
-from hcs_ray.model.inference import Inferred, infer
-from hcs_ray.model.judging import Misclassified, confusion, pick_misclassified, rgb, validation_metrics
+from hcs_ray.model.inference import infer
+from hcs_ray.model.judging import confusion, misclassified, validation_metrics
 from hcs_ray.model.loader import FieldSource
 from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
 from hcs_ray.model.targets import ANCHOR, LABEL, LISTED, NONE
@@ -117,36 +117,17 @@ def _tested(run: Run, network: MoaNetwork, state: RunState) -> tuple[dict[str, f
     if _rank() != 0:
         return metrics, None
     labels = source.fields[LABEL].to_numpy("int64")[found.rows.numpy()]
+    crop = centre(run.reader.shape, run.config.crop_px)
     return metrics, Final(
         metrics=metrics,
         classes=run.spec.classes,
         confusion=confusion(labels, found.logits.argmax(1).numpy(), classes),
-        misclassified=_pictures(run, source, found),
+        misclassified=misclassified(
+            source.fields, found.rows, found.logits, run.spec.classes, _PICTURES,
+            lambda position: source.image(position, crop),
+        ),
         model=model_bytes(run.spec, state.best),
-    )
-
-
-def _pictures(run: Run, source: FieldSource, found: Inferred) -> list[Misclassified]:
-    """The fields that the network gets wrong with the most confidence."""
-    probabilities = found.logits.softmax(1)
-    crop = centre(run.reader.shape, run.config.crop_px)
-    labels = source.fields[LABEL].to_numpy("int64")
-    pictures = []
-    for place in pick_misclassified(
-        source.fields, found.rows, found.logits, len(run.spec.classes), _PICTURES
-    ):
-        row = int(found.rows[place])
-        predicted = int(probabilities[place].argmax())
-        pictures.append(
-            Misclassified(
-                key=str(source.fields[c.KEY].iloc[row]),
-                image=rgb(source.image(row, crop)),
-                truth=run.spec.classes[labels[row]],
-                predicted=run.spec.classes[predicted],
-                probability=float(probabilities[place, predicted]),
-            )
-        )
-    return pictures
+    )  # fmt: skip
 
 
 def _labelled(run: Run, network: MoaNetwork) -> bytes:

@@ -1,4 +1,4 @@
-"""A run of Ray Train, from the driver's side: started or gone on with, watched, and its errors told plainly."""
+"""A run of Ray Train, from the driver's side: started or gone on with, watched, its errors told plainly."""
 
 from __future__ import annotations
 

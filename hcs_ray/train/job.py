@@ -11,13 +11,14 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
 from hcs_ray.model.network import ModelSpec
 from hcs_ray.model.targets import ANCHOR, LABEL, NONE, targets
+from hcs_ray.model.weights import resolved_weights
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study
 from hcs_ray.tables import read_index, read_split
 
 RAY_FOLDER: Final = "ray"  # Ray Train's own, below a job's folder
 
-Final_ = Literal["test", "labelled", "none"]  # what the chosen weights are used for at the end
+Use = Literal["test", "labelled", "none"]  # what the chosen weights are used for at the end
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TrainJob:
     spec: ModelSpec
     fields: pd.DataFrame  # with `contracts.SIDE` and the columns of `hcs_ray.model.targets`
     folder: str  # of the run, below the study
-    final: Final_ = "test"
+    final: Use = "test"
     group: str | None = None  # the sweep that it belongs to
     start: str | None = None  # a checkpoint's folder below the study to begin from, of another run
 
@@ -42,7 +43,7 @@ def prepare(
     folder: str,
     *,
     sides: pd.DataFrame | None = None,
-    final: Final_ = "test",
+    final: Use = "test",
     group: str | None = None,
     start: str | None = None,
 ) -> TrainJob:
@@ -76,6 +77,7 @@ def prepare(
         raise InputError(
             f"{study.storage.url}: no compound validates; a MoA needs three compounds, or set split.folds"
         )
+    model = model.model_copy(update={"weights": resolved_weights(model.weights)})
     spec = ModelSpec(
         model.model_dump(mode="json"), reader.channels, found.classes, train.downsample,
         found.treatments, found.domains,

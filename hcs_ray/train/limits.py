@@ -30,9 +30,7 @@ class Limits(ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         _end_at_bad_input(current_state)
-        if isinstance(current_state, RunningState):
-            self._waiting_since = time.monotonic()
-        elif isinstance(previous_state, RunningState):
+        if RunningState in (type(previous_state), type(current_state)):
             self._waiting_since = time.monotonic()
         elif time.monotonic() - self._waiting_since > self._wait_s:
             raise HcsError(
