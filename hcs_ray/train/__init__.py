@@ -59,9 +59,11 @@ def read_metrics(study: Study) -> dict[str, Any]:
     return found
 
 
-def load_network(study: Study) -> tuple[MoaNetwork, ModelSpec]:
-    """The trained network of a finished run, in evaluation mode."""
-    data = study.require("train").read(study.storage, f"{study.place('train').folder}/{MODEL_FILE}")
+def load_network(study: Study, run: str | None = None) -> tuple[MoaNetwork, ModelSpec]:
+    """The network of this finished run, or of a trial of a sweep (`Study.model`), in evaluation mode."""
+    chosen = study if run is None else study.with_run(run)
+    record, path = chosen.model()
+    data = record.read(study.storage, path)
     saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     spec = ModelSpec.from_json(saved["spec"])
     network = MoaNetwork(spec)
