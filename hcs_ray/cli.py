@@ -30,7 +30,7 @@ app = typer.Typer(
 _RUNNERS: dict[str, tuple[str, str, str]] = {
     "shard": ("hcs_ray.shards.write", "shard", "fields"),
     "split": ("hcs_ray.screen.splits", "split", "tables"),
-    "train": ("hcs_ray.train", "train", "epochs"),
+    "train": ("hcs_ray.train", "train", "steps"),
     "embed": ("hcs_ray.embed", "embed", "fields"),
     "profile": ("hcs_ray.profiles.build", "profile", "steps"),
     "map": ("hcs_ray.maps", "make_map", "steps"),
@@ -146,6 +146,16 @@ def download(
         raise HcsError(f"{len(outcome.failed)} files could not be fetched; {outcome.failed[0]}")
 
 
+def _one_stage(study: Study, stage: str, force: bool, as_json: bool) -> None:
+    from hcs_ray.storage import preflight
+
+    preflight(study.storage)
+    figures = _run_stage(study, stage, force)
+    _say(_next_step(study, stage))
+    if as_json:
+        typer.echo(json.dumps(figures))
+
+
 def _stage_command(stage: str, help_text: str) -> None:
     def command(
         study: Target,
@@ -154,14 +164,7 @@ def _stage_command(stage: str, help_text: str) -> None:
         force: Force = False,
         as_json: Json = False,
     ) -> None:
-        from hcs_ray.storage import preflight
-
-        opened = _open(study, name, overrides)
-        preflight(opened.storage)
-        figures = _run_stage(opened, stage, force)
-        _say(_next_step(opened, stage))
-        if as_json:
-            typer.echo(json.dumps(figures))
+        _one_stage(_open(study, name, overrides), stage, force, as_json)
 
     example = f"Example: hcs-ray {stage} hcs-demo --name main"
     app.command(stage, help=help_text, epilog=example)(command)
@@ -170,11 +173,33 @@ def _stage_command(stage: str, help_text: str) -> None:
 _stage_command("shard", "Turn raw images into verified WebDataset shards with an index.")
 _stage_command("split", "Divide the compounds into training, validation and test.")
 _stage_command("train", "Train the network, data-parallel; goes on from its newest checkpoint.")
-_stage_command("embed", "Write an embedding and MoA probabilities of every field.")
 _stage_command("profile", "Make profiles of wells and treatments, and score them (NSC, NSCB).")
 _stage_command("map", "Lay all fields out in two dimensions with UMAP.")
 _stage_command("outliers", "Score how unusual each field is, with a reason for the most unusual.")
 _stage_command("report", "Write the report, one HTML file.")
+
+
+@app.command(epilog="Example: hcs-ray embed hcs-demo --run sweep:first/best")
+def embed(
+    study: Target,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The run's name; by default main, or the sweep's.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="sweep:NAME/TRIAL", help="Take the network of a sweep's trial, or of its best."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write an embedding and MoA probabilities of every field."""
+    from hcs_ray.study import sweep_of
+
+    opened = _open(study, name or (sweep_of(source) if source else None) or "main", overrides)
+    _one_stage(opened.with_run(source) if source else opened, "embed", force, as_json)
 
 
 @app.command(epilog="Example: hcs-ray tune hcs-demo tune_configs/smoke.yaml --name first")
@@ -185,17 +210,23 @@ def tune(
     overrides: Overrides = None,
     force: Force = False,
 ) -> None:
-    """Sweep hyperparameters over train with Ray Tune and write a leaderboard."""
+    """Sweep hyperparameters with Ray Tune: a leaderboard, its picture, and every trial's network."""
     from hcs_ray.session import prepare_environment
+    from hcs_ray.storage import preflight
 
     prepare_environment()
+    from hcs_ray.tune import next_step, show_leaderboard
     from hcs_ray.tune import tune as run_tune
 
     opened = _open(study, name, overrides)
+    preflight(opened.storage)
     with _bar("tune", "trials") as progress:
-        figures = run_tune(opened, sweep, progress, force)
+        figures = run_tune(opened, sweep, progress, force, _say)
+    show_leaderboard(opened)
     _say(_figures(figures))
-    _say(f"Leaderboard: {opened.storage.url}/{opened.place('tune').folder}/leaderboard.parquet")
+    folder = f"{opened.storage.url}/{opened.place('tune').folder}"
+    _say(f"Leaderboard: {folder}/leaderboard.parquet, its picture: {folder}/leaderboard.svg")
+    _say(next_step(opened))
 
 
 @app.command(epilog="Example: hcs-ray verify hcs-demo --repair")

@@ -2,16 +2,18 @@
 
 Ray Data hands fixed chunks of the index to a pool of actors; each reads, decodes and infers, and writes its
 chunk by one put. So a killed run goes on with the chunks that are missing, and no pixel travels through
-Ray's object store.
+Ray's object store. A control-anchored network is told each plate's statistics, which an actor computes once
+from control fields of the plate.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -20,10 +22,14 @@ import pyarrow.parquet as pq
 import torch
 
 from hcs_ray import contracts as c
-from hcs_ray.config import canonical_digest
+from hcs_ray.config import ModelConfig, canonical_digest
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.model import augment
-from hcs_ray.model.loader import FieldSource
+from hcs_ray.model.anchored import PlateStatistics
+from hcs_ray.model.epochs import Share, with_anchors
+from hcs_ray.model.loader import BatchLoader, FieldSource
+from hcs_ray.model.network import Outputs
+from hcs_ray.model.targets import ANCHOR
 from hcs_ray.session import ensure_session, hush, plainly, require_capacity
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.stage import parquet_bytes
@@ -32,11 +38,15 @@ from hcs_ray.tables import read_index
 from hcs_ray.train import load_network
 
 _CLAIM = b"hcs_ray_claim"  # of a chunk's Parquet metadata: what it was made from
+_ANCHORS_IN_USE: Final = 4  # times model.anchor_fields: what is computed once can do with less noise
 
 
-def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
-    """Write ``embeddings/NAME/``; chunks that a killed run has written are kept."""
-    claim = study.claim("embed")
+def embed(study: Study, progress: Progress, force: bool = False, run: str | None = None) -> dict[str, Any]:
+    """Write ``embeddings/NAME/``; chunks that a killed run has written are kept.
+
+    ``run`` names a network of another run (see `load_network`); none: that of this run.
+    """
+    claim = study.claim("embed", {} if run is None else {"run": run})
     fields = len(read_index(study, [c.KEY]))
     chunks = list(_chunks(fields, study.config.embed.chunk_fields))
     if not force and study.is_complete("embed", claim):
@@ -46,7 +56,7 @@ def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, An
         missing = [chunk for chunk in chunks if not _is_whole(study, chunk, digest)]
         done = fields - sum(last - first + 1 for first, last in missing)
         progress(done, fields)
-        for first, last in _run(study, missing, digest):
+        for first, last in _run(_Task(study, run, digest), missing):
             done += last - first + 1
             progress(done, fields)
         for chunk in chunks:
@@ -77,7 +87,16 @@ def _is_whole(study: Study, chunk: tuple[int, int], digest: str) -> bool:
     return bool((table.schema.metadata or {}).get(_CLAIM) == digest.encode())
 
 
-def _run(study: Study, chunks: list[tuple[int, int]], digest: str) -> Iterator[tuple[int, int]]:
+@dataclass(frozen=True)
+class _Task:
+    """What every actor is given."""
+
+    study: Study
+    run: str | None
+    digest: str  # of the claim
+
+
+def _run(task: _Task, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Embed chunks, yielding each as it is written."""
     if not chunks:
         return
@@ -86,7 +105,7 @@ def _run(study: Study, chunks: list[tuple[int, int]], digest: str) -> Iterator[t
 
     hush("ray.data")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    config = study.config.embed
+    config = task.study.config.embed
     work = ray.data.from_items(
         [{"first": first, "last": last} for first, last in chunks], override_num_blocks=len(chunks)
     )
@@ -96,7 +115,7 @@ def _run(study: Study, chunks: list[tuple[int, int]], digest: str) -> Iterator[t
     )
     written = work.map_batches(
         _Embedder,
-        fn_constructor_args=(study, digest),
+        fn_constructor_args=(task,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=config.cpus_per_worker,
@@ -112,16 +131,17 @@ def _run(study: Study, chunks: list[tuple[int, int]], digest: str) -> Iterator[t
 class _Embedder:
     """One actor: holds the network and writes the chunks it is handed."""
 
-    def __init__(self, study: Study, digest: str) -> None:
-        self._study = study
-        self._digest = digest
-        self._config = study.config.embed
+    def __init__(self, task: _Task) -> None:
+        self._study, self._digest = task.study, task.digest
+        self._config = task.study.config.embed
         self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
-        network, self._spec = load_network(study)
+        network, self._spec = load_network(task.study, task.run)
         self._network = network.to(self._device)
-        reader = ShardReader(study.storage, study.require("shard"))
-        self._source = FieldSource(reader, read_index(study), self._spec.downsample)
-        self._pool = ThreadPoolExecutor(self._config.threads)
+        reader = ShardReader(task.study.storage, task.study.require("shard"))
+        fields = read_index(task.study)
+        fields[ANCHOR] = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
+        self._source = FieldSource(reader, fields, self._spec.downsample)
+        self._statistics: dict[str, PlateStatistics] = {}  # of the plates met so far
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         first, last = int(batch["first"][0]), int(batch["last"][0])
@@ -135,22 +155,58 @@ class _Embedder:
         return {"first": [first], "last": [last], **told}
 
     def _chunk(self, first: int, last: int) -> pa.Table:
+        shares = list(self._shares(first, last))
         embeddings, probabilities = [], []
-        for start in range(first, last + 1, self._config.batch):
-            stop = min(start + self._config.batch, last + 1)
-            e, p = self._infer(range(start, stop))
-            embeddings.append(e)
-            probabilities.append(p)
+        with torch.inference_mode():
+            # Before the reading ahead begins, so that no two loaders share the threads.
+            known = [self._plate_statistics(share) for share in shares]
+            with contextlib.closing(self._loader(shares)) as loader:
+                for batch, statistics in zip(loader, known, strict=True):
+                    outputs = self._infer(batch["images"], statistics)
+                    embeddings.append(outputs.embeddings.cpu().numpy())
+                    probabilities.append(outputs.moa.softmax(1).cpu().numpy())
         fields = self._source.fields.iloc[first : last + 1]
         return self._table(fields, np.concatenate(embeddings), np.concatenate(probabilities))
 
-    def _infer(self, positions: range) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        view = augment.whole(self._source.reader.shape)
-        images = list(self._pool.map(lambda position: self._source.image(position, view), positions))
-        with torch.inference_mode():
-            pixels = torch.from_numpy(np.stack(images)).to(self._device)
-            embeddings, logits = self._network(pixels)
-            return embeddings.float().cpu().numpy(), logits.float().softmax(1).cpu().numpy()
+    def _shares(self, first: int, last: int) -> Iterator[Share]:
+        """The fields of a chunk in batches of one plate each, in order."""
+        plates = self._source.fields[c.PLATE].to_numpy()[first : last + 1]
+        begins = np.flatnonzero(np.append(True, plates[1:] != plates[:-1]))
+        for rows in np.split(np.arange(first, last + 1), begins[1:]):
+            for start in range(0, len(rows), self._config.batch):
+                part = rows[start : start + self._config.batch]
+                yield Share(part, len(part))
+
+    def _loader(self, shares: list[Share]) -> BatchLoader:
+        whole = augment.whole(self._source.reader.shape)
+        threads, pin = self._config.threads, self._config.use_gpu
+        return BatchLoader(self._source, shares, lambda _: whole, threads=threads, pin=pin)
+
+    def _plate_statistics(self, share: Share) -> PlateStatistics | None:
+        """What a control-anchored network normalises the plate of a share by."""
+        if not self._network.is_anchored:
+            return None
+        plate = str(self._source.fields[c.PLATE].iloc[share.rows[0]])
+        if plate not in self._statistics:
+            anchor_fields = ModelConfig.model_validate(self._spec.model).anchor_fields
+            (found,) = with_anchors([share], self._source.fields, _ANCHORS_IN_USE * anchor_fields, None)
+            with contextlib.closing(self._loader([Share(found.anchors, len(found.anchors))])) as loader:
+                (controls,) = loader
+                with self._autocast():
+                    self._statistics[plate] = self._network.anchor(self._moved(controls["images"]))
+        return self._statistics[plate]
+
+    def _infer(self, images: torch.Tensor, statistics: PlateStatistics | None) -> Outputs:
+        with self._autocast():
+            outputs: Outputs = self._network(self._moved(images), statistics=statistics)
+        return outputs
+
+    def _moved(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self._device, non_blocking=True)
+
+    def _autocast(self) -> torch.autocast:
+        reduced = self._config.precision == "bf16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=reduced)
 
     def _table(
         self, fields: pd.DataFrame, embeddings: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]

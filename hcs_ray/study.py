@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from hcs_ray.config import StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
+from hcs_ray.config import LEAVE_OUT, StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
 from hcs_ray.contracts import InputError
 from hcs_ray.stage import (
     Claim,
@@ -25,6 +26,9 @@ from hcs_ray.stage import (
 from hcs_ray.storage import Storage, open_storage
 
 STUDY_FILE = "study.yaml"
+SWEEP_FILE: Final = "sweep.json"  # of a finished sweep: the best trial, and where each one's network lies
+_MODEL_FILE: Final = "model.pt"
+_SWEEP_RUN = re.compile(r"sweep:([^/]+)/([^/]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -57,11 +61,15 @@ STAGES: Mapping[str, StageSpec] = {
 
 @dataclass(frozen=True)
 class Study:
-    """One run of a study; made by `open_study`."""
+    """One run of a study; made by `open_study`.
+
+    ``run`` names the training whose network is embedded, ``sweep:NAME/TRIAL``; none: that of this name.
+    """
 
     storage: Storage
     config: StudyConfig
     name: str
+    run: str | None = None
 
     def place(self, stage: str) -> Place:
         """Where a stage of this run writes."""
@@ -81,11 +89,18 @@ class Study:
         ``known`` holds records that were found sound a moment ago.
         """
         spec, known = STAGES[stage], {} if known is None else known
-        inputs = dict(raw_inputs or {})
+        inputs, config = dict(raw_inputs or {}), stage_config(self.config, spec.sections)
+        if stage == "embed" and self.run is not None:
+            config["run"] = self.run
         for before in spec.inputs:
+            if before == "train" and "run" in config:
+                record = self._sweep_place().record
+                self._require_sweep()
+                inputs[record] = record_digest(self.storage, self._sweep_place()) or ""
+                continue
             self.require(before, known)
             inputs[self.place(before).record] = record_digest(self.storage, self.place(before)) or ""
-        return Claim(inputs=inputs, config=stage_config(self.config, spec.sections))
+        return Claim(inputs=inputs, config=config)
 
     def require(self, stage: str, known: dict[str, StageRecord] | None = None) -> StageRecord:
         """The record of a stage that is complete and up to date, or one line that says what to run."""
@@ -103,12 +118,92 @@ class Study:
                 f"{self.storage.url}/{missing[0]} is missing or has another size; run hcs-ray {stage} again"
             )
         raw = {path: digest for path, digest in record.inputs.items() if not path.endswith("_stage.json")}
-        if changes := self.claim(stage, raw, known).changes_since(record.claim):
+        source = replace(self, run=record.config.get("run")) if stage == "embed" else self
+        if changes := source.claim(stage, raw, known).changes_since(record.claim):
             raise InputError(
                 f"{stage} {place.name} is {stale_message(place, changes)} (hcs-ray {stage} --force)"
             )
         known[stage] = record
         return record
+
+    def model(self) -> tuple[StageRecord, str]:
+        """The network that is embedded: the record that lists it, and its path below the study."""
+        if self.run is None:
+            return self.require("train"), f"{self.place('train').folder}/{_MODEL_FILE}"
+        record = self._require_sweep()
+        trial = self.run.rpartition("/")[2]
+        return record, f"{self._sweep_place().folder}/trials/{trial}/{_MODEL_FILE}"
+
+    def with_run(self, run: str) -> Study:
+        """This study with the network of ``sweep:NAME/TRIAL``, or of ``sweep:NAME/best``.
+
+        Raises:
+            InputError: there is no such sweep or trial, or it learned from another split than this run's.
+        """
+        if not _SWEEP_RUN.fullmatch(run):
+            raise InputError(f"--run {run}: write sweep:NAME/best or sweep:NAME/TRIAL; {self._sweeps()}")
+        chosen = replace(self, run=run)
+        sweep, trial = chosen._sweep_place(), run.rpartition("/")[2]
+        record = read_record(self.storage, sweep)
+        if record is None:
+            raise InputError(f"--run {run}: there is no finished sweep {sweep.name}; {self._sweeps()}")
+        if LEAVE_OUT in record.config["sweep"]["space"]:
+            raise InputError(f"--run {run}: each trial of {sweep.name} learned from a split of its own")
+        summary = record.read_json(self.storage, f"{sweep.folder}/{SWEEP_FILE}")
+        named = summary["best"] if trial == "best" else trial
+        models = [name for name, about in summary["trials"].items() if about["model"]]
+        if named not in models:
+            there = (
+                f"there are: best, {', '.join(models)}" if models else "it has none: its trials train nothing"
+            )
+            raise InputError(f"--run {run}: {sweep.name} has no network of a trial {named}; {there}")
+        chosen = replace(self, run=f"sweep:{sweep.name}/{named}")
+        chosen._check_split(record)
+        return chosen
+
+    def _require_sweep(self) -> StageRecord:
+        """The record of the sweep of ``run``: whole, and of the present shards and split."""
+        place = self._sweep_place()
+        record = read_record(self.storage, place)
+        if record is None:
+            raise InputError(f"{self.storage.url}: no sweep {place.name}; run hcs-ray tune first")
+        if missing := record.missing(self.storage, place):
+            raise InputError(
+                f"{self.storage.url}/{missing[0]} is missing or has another size; run hcs-ray tune again"
+            )
+        for stage in ("shard", "split"):
+            before = replace(self, name=place.name).place(stage)
+            if record.inputs.get(before.record) != record_digest(self.storage, before):
+                raise InputError(
+                    f"tune {place.name} is stale: {before.record} changed (hcs-ray tune --force)"
+                )
+        self._check_split(record)
+        return record
+
+    def _sweep_place(self) -> Place:
+        found = _SWEEP_RUN.fullmatch(self.run or "")
+        assert found is not None
+        return replace(self, name=checked_name(found[1])).place("tune")
+
+    def _sweeps(self) -> str:
+        names = sorted(
+            path.split("/")[1] for path in self.storage.sizes("sweeps") if path.endswith(f"/{SWEEP_FILE}")
+        )
+        return f"there are: {', '.join(names)}" if names else "there is no finished sweep; run hcs-ray tune"
+
+    def _check_split(self, sweep: StageRecord) -> None:
+        """A network must not be judged by compounds that its sweep has learned from."""
+        if sweep.name == self.name:
+            return
+        tables = set[bytes]()
+        for study in (self, replace(self, name=sweep.name)):
+            place = study.place("split")
+            tables.add(study.require("split").read(self.storage, f"{place.folder}/{place.name}.parquet"))
+        if len(tables) > 1:
+            raise InputError(
+                f"sweep {sweep.name} learned from another split than that of {self.name}; "
+                f"use --name {sweep.name}"
+            )
 
     def is_complete(self, stage: str, claim: Claim) -> bool:
         """Whether a stage is finished with just this claim; a stale one is an error that says why."""
@@ -138,6 +233,12 @@ class Study:
             if follows & set(spec.inputs):
                 follows.add(other)
         return [other for other in STAGES if other in follows - {stage, "tune"}]
+
+
+def sweep_of(run: str) -> str | None:
+    """The sweep's name in ``sweep:NAME/TRIAL``."""
+    found = _SWEEP_RUN.fullmatch(run)
+    return found[1] if found else None
 
 
 def open_study(target: str, name: str = "main", overrides: Sequence[str] = ()) -> Study:

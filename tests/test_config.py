@@ -11,14 +11,11 @@ from hcs_ray.config import (
     StudyConfig,
     canonical_digest,
     parse_study,
-    parse_sweep,
     stage_config,
     to_yaml,
     with_values,
 )
 from hcs_ray.contracts import InputError
-
-SWEEP = "search: {train.lr: {kind: loguniform, low: 1.0e-4, high: 1.0e-2}}"
 
 
 @pytest.mark.parametrize(
@@ -76,30 +73,6 @@ def test_what_only_says_where_to_run_makes_nothing_stale() -> None:
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))
 def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, int | str]) -> None:
     assert canonical_digest(value) == canonical_digest(dict(reversed(value.items())))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("search: {train.lrr: {kind: uniform, low: 0, high: 1}}", "train.lrr cannot be swept; did you mean"),
-        ("search: {train.lr: {kind: uniform, low: 1, high: 0}}", "low below high"),
-        ("search: {train.lr: {kind: choice}}", "choice needs values"),
-        ("trials: 2", "search is missing"),
-        (SWEEP + "\nscheduler: {kind: asha, grace: 1}", "unknown key scheduler.grace"),
-    ],
-)
-def test_a_bad_sweep_is_refused_before_it_starts(text: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        parse_sweep(text, "sweep.yaml")
-
-
-def test_every_committed_sweep_is_valid() -> None:
-    from tests.conftest import REPOSITORY
-
-    files = sorted((REPOSITORY / "tune_configs").glob("*.yaml"))
-    assert files
-    for file in files:
-        assert parse_sweep(file.read_text(), file.name).search
 
 
 def test_the_schema_describes_every_section() -> None:

@@ -44,6 +44,8 @@ ROWS = [
     ("p3", "w2", "DMSO", None, c.NEGATIVE_CONTROL, c.VALIDATION),
     ("p3", "w2", "v", "kills", c.TREATED, c.VALIDATION),
     ("p3", "w2", "t", "stops", c.TREATED, c.TEST),
+    ("p3", "w2", "t", None, c.TREATED, c.UNUSED),  # a dose of it without a known MoA
+    ("p3", "w2", "a", "kills", c.TREATED, c.UNUSED),  # left out by the split
 ]
 
 
@@ -69,12 +71,12 @@ def listed(fields: pd.DataFrame, side: str = c.TRAIN) -> list[str]:
 def test_moas_and_dmso_are_the_classes_and_each_side_lists_its_own() -> None:
     fields, classes = numbered()
     assert classes == ("DMSO", "kills", "stops")
-    assert list(fields[LABEL]) == [0, 1, 2, NONE, 0, 1, NONE, 0, 1, 2]
+    assert list(fields[LABEL]) == [0, 1, 2, NONE, 0, 1, NONE, 0, 1, 2, NONE, NONE]
     assert listed(fields) == ["k0", "k1", "k2", "k4", "k5"]
     assert listed(fields, c.VALIDATION) == ["k7", "k8"]
     assert listed(fields, c.TEST) == ["k9"]
     assert (fields[[TREATMENT_LABEL, DOMAIN_LABEL]] == NONE).all(axis=None)
-    assert list(fields[PLATE_NUMBER]) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert list(fields[PLATE_NUMBER]) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2]
 
 
 def test_without_a_class_of_dmso_controls_are_listed_for_the_adversary_alone() -> None:
@@ -83,12 +85,12 @@ def test_without_a_class_of_dmso_controls_are_listed_for_the_adversary_alone() -
     assert listed(fields) == ["k1", "k2", "k5"]
     fields, _ = numbered({"dmso_class": False}, adversary={"target": "plate"})
     assert listed(fields) == ["k0", "k1", "k2", "k4", "k5"]
-    assert list(fields[DOMAIN_LABEL]) == [0, NONE, NONE, NONE, 1, NONE, NONE, NONE, NONE, NONE]
+    assert list(fields[DOMAIN_LABEL]) == [0, NONE, NONE, NONE, 1] + [NONE] * 7
 
 
 def test_the_adversary_sees_controls_or_all_fields_that_train() -> None:
     fields, _ = numbered(adversary={"target": "batch", "fields": "all"})
-    assert list(fields[DOMAIN_LABEL]) == [0, 0, 0, NONE, 1, 1, NONE, NONE, NONE, NONE]
+    assert list(fields[DOMAIN_LABEL]) == [0, 0, 0, NONE, 1, 1] + [NONE] * 6
 
 
 def test_weak_labels_reach_compounds_without_moa_and_held_out_ones_only_where_asked() -> None:
@@ -96,7 +98,7 @@ def test_weak_labels_reach_compounds_without_moa_and_held_out_ones_only_where_as
     assert listed(fields) == ["k0", "k1", "k2", "k3", "k4", "k5"]
     fields, _ = numbered(treatment={"weight": 1.0, "fields": "all"})
     train = side_table(fields, c.TRAIN, anchored=False)
-    assert list(train[c.KEY]) == ["k0", "k1", "k2", "k3", "k4", "k5", "k8", "k9"]
+    assert list(train[c.KEY]) == ["k0", "k1", "k2", "k3", "k4", "k5", "k8", "k9", "k10", "k11"]
     held_out = train[train[c.SIDE] != c.TRAIN]
     assert (held_out[LABEL] == NONE).all(), "the MoA of a held-out compound is never a target"
     assert (held_out[TREATMENT_LABEL] != NONE).all()

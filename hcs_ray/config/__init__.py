@@ -34,7 +34,7 @@ from hcs_ray.config.stages import (
     SplitConfig,
 )
 from hcs_ray.config.study import StudyConfig
-from hcs_ray.config.sweep import AshaScheduler, SearchSpace, SweepConfig
+from hcs_ray.config.sweep import LEAVE_OUT, Goal, SearchSpace, SweepConfig, TrialResources
 from hcs_ray.config.training import (
     AdversaryConfig,
     AugmentConfig,
@@ -45,12 +45,13 @@ from hcs_ray.config.training import (
 )
 
 __all__ = [
+    "LEAVE_OUT",
     "AdversaryConfig",
-    "AshaScheduler",
     "AugmentConfig",
     "Bbbc021Screen",
     "EmbedConfig",
     "ExecutionSection",
+    "Goal",
     "LoadDataColumns",
     "LoadDataScreen",
     "MapConfig",
@@ -70,6 +71,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "TreatmentHeadConfig",
+    "TrialResources",
     "WandbConfig",
     "canonical_digest",
     "parse_study",

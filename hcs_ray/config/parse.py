@@ -6,20 +6,25 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from hcs_ray.config.base import ExecutionSection
-from hcs_ray.config.screens import SCREEN_KINDS, Bbbc021Screen, LoadDataScreen, PybbbcScreen
 from hcs_ray.config.study import StudyConfig
-from hcs_ray.config.sweep import SweepConfig
+from hcs_ray.config.sweep import LEAVE_OUT, SweepConfig, TrialResources
 from hcs_ray.contracts import InputError
 
 M = TypeVar("M", bound=BaseModel)
-_SCREENS = dict(zip(SCREEN_KINDS, (Bbbc021Screen, LoadDataScreen, PybbbcScreen), strict=True))
+# Keys of `train` that say where a trial runs, or name a path: a sweep has none of these in its space.
+_NOT_SWEPT = {
+    **{f"train.{key}": "it belongs into resources" for key in TrialResources.model_fields},
+    "train.cache_folder": "a sweep names no path; set it in the study",
+    "model.weights": "a sweep names no path; set it in the study",
+}
 
 
 def parse_study(text: str, source: str, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -42,17 +47,44 @@ def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 
 def parse_sweep(text: str, source: str) -> SweepConfig:
-    """A sweep's YAML; every swept or fixed key must be a key of the study's train or model section."""
+    """A sweep's YAML; every swept, fixed or conditional key must be one of the study's that it may set."""
     sweep = _validate(SweepConfig, _load_yaml(text, source), source)
-    for name in (*sweep.search, *sweep.fixed):
-        known = {
-            f"{part}.{key}"
-            for part in ("train", "model")
-            for key in StudyConfig.model_fields[part].default.__class__.model_fields
-        }
+    known = _sweepable(sweep)
+    for name in (*sweep.space, *sweep.fixed):
         if name not in known:
-            raise InputError(f"{source}: {name} cannot be swept{_nearest(name, known)}")
+            why = _NOT_SWEPT.get(name)
+            hint = f"; {why}" if why else _nearest(name, known)
+            raise InputError(f"{source}: {name} cannot be swept{hint}")
+    everything = _leaves(StudyConfig)
+    for name, space in sweep.space.items():
+        for other in space.when:
+            if other not in everything:
+                hint = _nearest(other, everything)
+                raise InputError(f"{source}: space.{name}.when: unknown key {other}{hint}")
     return sweep
+
+
+def _sweepable(sweep: SweepConfig) -> set[str]:
+    """The dotted study keys that a sweep of this objective may set."""
+    if sweep.objective == "map":
+        return {name for name in _leaves(StudyConfig) if name.startswith("map.")}
+    known = {name for name in _leaves(StudyConfig) if name.startswith(("train.", "model."))}
+    folds = {LEAVE_OUT}
+    if sweep.compounds is not None:
+        folds |= {"split.leave_out_batches", "split.validation_fraction", "split.seed"}
+    return (known | folds) - _NOT_SWEPT.keys()
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Every key below a model that holds a value, dotted."""
+    found = set[str]()
+    for key, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= _leaves(inner, f"{prefix}{key}.")
+        else:
+            found.add(f"{prefix}{key}")
+    return found
 
 
 def with_values(config: StudyConfig, values: dict[str, Any], source: str) -> StudyConfig:
@@ -130,33 +162,52 @@ def _validate(model: type[M], document: dict[str, Any], source: str) -> M:
 
 def _explain(model: type[BaseModel], error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    keys, place = _keys_at(model, first["loc"][:-1])
-    name = ".".join([*place, str(first["loc"][-1])]) if first["loc"] else ""
-    if first["type"] == "union_tag_invalid":
-        kinds = ", ".join(SCREEN_KINDS)
-        return f"{name}.kind: it is one of {kinds} (got {first['ctx']['tag']!r})"
+    here, place = _walk(model, first["loc"][:-1])
+    keys = set(here.model_fields) if hasattr(here, "model_fields") else set[str]()
+    if first["loc"] and (keys or get_origin(here) in (dict, tuple)):  # else the last part is a type's name
+        place = [*place, str(first["loc"][-1])]
+    name = ".".join(place)
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kinds, _ = _walk(model, first["loc"])
+        got = f" (got {first['ctx']['tag']!r})" if first["type"] == "union_tag_invalid" else ""
+        return f"{name}.kind: it is one of {', '.join(kinds)}{got}"
     if first["type"] == "extra_forbidden":
         return f"unknown key {name}{_nearest(str(first['loc'][-1]), keys)}"
     if first["type"] == "missing":
         return f"{name} is missing"
     message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{name or 'the file'}: {message[0].lower()}{message[1:]}" + (
-        f" (got {first['input']!r})" if name else ""
-    )
+    where = f"{name}: " if name else "" if first["type"] == "value_error" else "the file: "
+    got = f" (got {first['input']!r})" if name and not isinstance(first["input"], dict) else ""
+    return f"{where}{message[0].lower()}{message[1:]}{got}"
 
 
-def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> tuple[set[str], list[str]]:
-    """The keys that may stand at a place, and the place as the user writes it, without the union's tags."""
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[Any, list[str]]:
+    """What stands at a place: a model, kind -> model where it is one of several, or something else."""
     here: Any = model
     place: list[str] = []
     for part in map(str, location):
         if isinstance(here, dict):
-            here = here[part]
+            here = here.get(part)
             continue
         place.append(part)
-        field = here.model_fields.get(part) if hasattr(here, "model_fields") else None
-        here = None if field is None else _SCREENS if part == "screen" else field.annotation
-    return (set(here.model_fields) if hasattr(here, "model_fields") else set()), place
+        if get_origin(here) in (dict, tuple):  # the values of a mapping, the entries of a list
+            inner = [kind for kind in get_args(here) if kind is not Ellipsis]
+            here = inner[-1]
+        else:
+            field = here.model_fields.get(part) if hasattr(here, "model_fields") else None
+            here = None if field is None else _by_kind(field)
+    return here, place
+
+
+def _by_kind(field: FieldInfo) -> Any:
+    """A field's type; for a section that is one of several: kind -> model."""
+    options = [
+        get_args(option)[0] if get_origin(option) is Annotated else option
+        for option in get_args(field.annotation)
+    ]
+    if not all("kind" in getattr(option, "model_fields", {}) for option in options) or not options:
+        return field.annotation
+    return {option.model_fields["kind"].default: option for option in options}
 
 
 def _nearest(name: str, keys: set[str]) -> str:

@@ -77,6 +77,7 @@ class EmbedConfig(ExecutionSection):
         512, description="fields in one output file: the unit of work and of resuming"
     )
     batch: PositiveInt = 16
+    precision: Literal["32", "bf16"] = Field("32", description="bf16: faster on a GPU, to three digits")
     workers: PositiveInt = 2
     use_gpu: bool = False
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,8 +113,8 @@ class _Row(NamedTuple):
 class BatchLoader:
     """Iterates over a rank's batches, reading ahead by threads.
 
-    The memory of a batch is used again from the second batch after it on. What cannot be read raises where its
-    batch would come. One iteration goes on at a time: a new one ends the one before.
+    The memory of a batch is used again from the second batch after it on. What cannot be read raises where
+    its batch would come. One iteration goes on at a time: a new one ends the one before.
     """
 
     def __init__(
@@ -144,21 +145,22 @@ class BatchLoader:
         self._pin = pin
         self._decoding = threading.Semaphore(threads)
         self._slots: list[_Slot] = []
-        self._iteration: Generator[Batch] | None = None
+        self._iteration: Callable[[], Generator[Batch] | None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._shares)
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self._iteration = self._batches()
-        return self._iteration
+        iteration = self._batches()
+        self._iteration = weakref.ref(iteration)  # so that one that nobody holds any more ends at once
+        return iteration
 
     def close(self) -> None:
         """End an iteration that was left, and its threads, after what they are reading."""
-        if self._iteration is not None:
-            self._iteration.close()
-            self._iteration = None
+        iteration = self._iteration()
+        if iteration is not None:
+            iteration.close()
 
     def _batches(self) -> Generator[Batch]:
         if not self._shares:

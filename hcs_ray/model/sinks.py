@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from typing import Final as Constant
 
 import numpy as np
 import numpy.typing as npt
 
-from hcs_ray.model.judging import Misclassified
 from hcs_ray.storage import LocalStorage, Storage
+
+if TYPE_CHECKING:
+    from hcs_ray.model.judging import Misclassified
 
 STEP: Constant = "optimizer_steps"
 POINTS_FILE: Constant = "points.csv"

@@ -88,12 +88,17 @@ def side_table(fields: pd.DataFrame, side: str, *, anchored: bool) -> pd.DataFra
 
 
 def _weakly_labelled(fields: pd.DataFrame, train: TrainConfig) -> pd.Series[bool]:
-    """Fields whose treatment is learned; of positive controls those whose side trains."""
+    """Fields whose treatment is learned; of positive controls those whose side trains.
+
+    Of a compound that is held out nothing is learned, nor of labelled wells that the split has left out.
+    """
     if train.treatment.weight == 0:
         return pd.Series(False, index=fields.index)
-    held_out = fields[c.SIDE].isin((c.VALIDATION, c.TEST)) & (train.treatment.fields == "train")
+    held_out = fields[c.SIDE].isin((c.VALIDATION, c.TEST)) & (fields[c.PERT_TYPE] != c.NEGATIVE_CONTROL)
+    kept_away = fields[c.COMPOUND].isin(fields.loc[held_out, c.COMPOUND])
+    kept_away |= (fields[c.SIDE] == c.UNUSED) & fields[c.MOA].notna()
     spare = (fields[c.PERT_TYPE] == c.POSITIVE_CONTROL) & (fields[c.SIDE] != c.TRAIN)
-    return ~held_out & ~spare
+    return ~spare if train.treatment.fields == "all" else ~(spare | kept_away)
 
 
 def _unlearned(fields: pd.DataFrame, train: TrainConfig) -> pd.Series[bool]:

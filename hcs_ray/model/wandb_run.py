@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import Final as Constant
+
+import psutil
 
 from hcs_ray.config import StudyConfig
 from hcs_ray.config.training import WandbConfig
@@ -23,6 +26,7 @@ RUN_FILE: Constant = "wandb_run.json"
 _KEY: Constant = "WANDB_API_KEY"
 _START_SECONDS: Constant = 60.0  # that a server has to take up a run
 _FINISH_SECONDS: Constant = 600.0  # that it has to take the rest of it
+_CLOSE_SECONDS: Constant = 30.0  # that an offline file may take to be written out
 
 
 def preflight(config: WandbConfig) -> None:
@@ -55,10 +59,10 @@ class WandbRun:
         self._id = label.id
         self._run = _started(desk.path, config, label)
         self._folder = Path(self._run.dir).parent
-        offline = config.wandb.mode == "offline"
-        if offline:
+        self._offline = config.wandb.mode == "offline"
+        if self._offline:
             desk.replace(f"wandb/offline-run-*-{label.id}", mine=self._folder)
-        self._first = 0 if offline else int(self._run.starting_step)  # the server has those before
+        self._first = 0 if self._offline else int(self._run.starting_step)  # the server has those before
         self._run.define_metric(STEP, hidden=True)
         self._run.define_metric("*", step_metric=STEP)
 
@@ -81,6 +85,8 @@ class WandbRun:
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+        if self._offline:
+            _await_writer(self._folder / f"run-{self._id}.wandb")
 
 
 def _started(folder: Path, config: StudyConfig, label: Label) -> Any:
@@ -106,6 +112,22 @@ def _started(folder: Path, config: StudyConfig, label: Label) -> Any:
             f"W&B does not start ({one_line(error)}); set wandb.mode to "
             f"{'offline' if config.wandb.mode == 'online' else 'disabled'} to go without it"
         ) from None
+
+
+def _await_writer(file: Path) -> None:
+    """Wait until W&B's service, a child of this process, has closed a file, some time after a run's end."""
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    while any(_holds(child, file.resolve()) for child in psutil.Process().children(recursive=True)):
+        if time.monotonic() > deadline:
+            raise HcsError(f"{file}: W&B has not closed it after {_CLOSE_SECONDS:g} s")
+        time.sleep(0.02)
+
+
+def _holds(process: psutil.Process, file: Path) -> bool:
+    try:
+        return any(Path(opened.path) == file for opened in process.open_files())
+    except psutil.Error:  # it is gone
+        return False
 
 
 def _public(config: StudyConfig) -> dict[str, Any]:

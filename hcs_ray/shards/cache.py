@@ -4,9 +4,10 @@ A file is named by its content's SHA-256, so it fits any study and never goes st
 kernel's lock on one file, which also holds the number of bytes; it goes with its process. Reading takes no
 lock: a file that vanishes meanwhile is a miss, and one that is being read stays readable.
 
-What this run has read stays; what earlier runs have left makes room, the longest unused first. Where all that
-is there is in use, nothing more is added: every epoch reads all fields in a new order, so evicting the oldest
-for the newest would, with room for half of them, find an eighth of them again instead of the half.
+To make room, a process deletes what nobody has used since it began, the longest unused first: what earlier
+runs have left. Where all that is there is in use, nothing more is added. For every epoch reads all fields in
+a new order: were the oldest always to give way to the newest, a cache with room for half of the fields would
+find an eighth of them again, not the half.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class MemberCache:
         """
         self.folder = folder
         self._limit = limit_bytes
-        self._filling = True
+        self._writable, self._full = True, False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self._locked() as lock:
@@ -72,7 +73,7 @@ class MemberCache:
         Raises:
             HcsError: the bytes are not those of this SHA-256.
         """
-        if not self._filling:
+        if not self._writable or self._full or len(data) > self._limit:
             return
         if hashlib.sha256(data).hexdigest() != sha256:
             raise HcsError("another hash")
@@ -80,7 +81,7 @@ class MemberCache:
             with self._locked() as lock:
                 self._add(lock, sha256, data)
         except OSError as error:
-            self._filling = False
+            self._writable = False
             message = "%s: this process caches no more members (%s)"
             logging.getLogger("hcs_ray").warning(message, self.folder, error.strerror)
 
@@ -91,6 +92,7 @@ class MemberCache:
             size = path.stat().st_size
             path.unlink()
             lock.write(self._total(lock) - size)
+            self._full = False
 
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256
@@ -115,7 +117,7 @@ class MemberCache:
             if (
                 total + len(data) > self._limit
             ):  # all that is there is in use, for as long as this process runs
-                self._filling = False
+                self._full = True
                 return
         lock.write(total + len(data))  # first: a killed process leaves too high a number, not too low a one
         path.parent.mkdir(exist_ok=True)
@@ -134,7 +136,7 @@ class MemberCache:
         return int(noted) if noted.isdigit() else self._sweep()
 
     def _evict(self, needed: int) -> int:
-        """Delete what this run has not used, the oldest first, until there is room; the bytes that stay."""
+        """Delete what was not used since this process began until there is room; the bytes that stay."""
         entries = sorted(self._entries())
         total = sum(entry.size for entry in entries)
         for entry in entries:

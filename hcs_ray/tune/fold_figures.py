@@ -1,0 +1,119 @@
+"""The figures of a leave-one-compound-out validation, and the rules that must stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+
+from hcs_ray.config import StudyConfig
+from hcs_ray.contracts import MOA, TREATMENT
+from hcs_ray.profiles.classify import PREDICTED, Classification
+from hcs_ray.profiles.neighbours import CORRECT, DROPPED, Guard
+from hcs_ray.profiles.score import LEAKED, Score, Settings, score_queries
+
+MISSING: Final = "missing"  # why a treatment's fold gave no answer; null where it did
+UNTRAINED: Final = "untrained"  # its MoA has no compound to learn from in its fold
+UNTRAINED_REASON: Final = "no compound of its MoA trains in its fold"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All folds together.
+
+    Attributes:
+        config: What the folds share.
+        queries: Guard -> a row a labelled treatment, found in the space of its own compound's fold; with
+            `MISSING` and `UNTRAINED`.
+        head: What the MoA heads say of the compounds left out; None where none says anything.
+        rules: How treatments were made from wells.
+        evaluated: Number of folds.
+        missing: Compound -> why it has no fold that can be used.
+    """
+
+    config: StudyConfig
+    queries: Mapping[Guard, pd.DataFrame]
+    head: Classification | None
+    rules: Mapping[str, Any]
+    evaluated: int
+    missing: Mapping[str, str]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON types; treatments of missing folds are in every ``total``, as wrong ones."""
+        profile = self.config.profile
+        settings = Settings(profile.metric, profile.resamples, profile.seed)
+        expected = self.evaluated + len(self.missing)
+        return {
+            "track": "A",
+            "folds": {"expected": expected, "evaluated": self.evaluated, "missing": dict(self.missing)},
+            **{
+                guard.lower(): _scored(score_queries(table, guard, settings))
+                for guard, table in self.queries.items()
+            },
+            "moa_head": _head_figures(self.queries["NSC"], self.head),
+            "rules": {**rules(self.config), **self.rules},
+        }
+
+
+def _scored(score: Score) -> dict[str, Any]:
+    """The figures of a score; nothing has leaked, so held-out ones are all of them."""
+    figures = {k: v for k, v in score.to_dict().items() if k not in ("queries", "held_out", LEAKED)}
+    asked = score.queries[score.queries[DROPPED].isna()]
+    answered = asked[asked[MISSING].isna()]
+    figures["of_evaluated_folds"] = {"correct": int(answered[CORRECT].sum()), "total": len(answered)}
+    figures["missing_counted_as_wrong"] = len(asked) - len(answered)
+    figures["dropped_by_reason"] = score.queries[DROPPED].value_counts().sort_index().to_dict()
+    return figures
+
+
+def _head_figures(queries: pd.DataFrame, head: Classification | None) -> dict[str, Any]:
+    """Hits of the heads among all treatments of trained MoAs; those of missing folds count as wrong."""
+    judged = queries[~queries[UNTRAINED]]
+    correct, details = 0, None
+    if head is not None:
+        correct = int((head.treatments[PREDICTED] == head.treatments[MOA]).sum())
+        details = {k: v for k, v in head.to_dict().items() if k != "predictions"}
+    return {
+        "correct": correct,
+        "total": len(judged),
+        "accuracy": correct / len(judged) if len(judged) else None,
+        "missing_counted_as_wrong": int(judged[MISSING].notna().sum()),
+        "dropped": dict.fromkeys(queries.loc[queries[UNTRAINED], TREATMENT], UNTRAINED_REASON),
+        "of_evaluated_folds": details,
+    }
+
+
+def rules(config: StudyConfig) -> dict[str, Any]:
+    """What papers leave unsaid."""
+    return {
+        "left_out": "the compound and every field of its batches, controls included"
+        if config.split.leave_out_batches
+        else "the compound; other compounds and controls of its batches train",
+        "pixels": _pixels(config),
+        "epoch": _epoch(config),
+        "spaces": "a compound's treatments are queries in its own fold's space only",
+        "hyperparameters": "the study's, in every fold; the scores have leaked if these compounds chose them",
+        "missing_folds": "their treatments count as wrong",
+        "untrained_moas": "their treatments are dropped as queries and stay candidates",
+        "well_from_fields": config.profile.well_aggregate,
+        "normalization": config.profile.normalization,
+    }
+
+
+def _pixels(config: StudyConfig) -> str:
+    weak = config.train.treatment
+    if weak.weight > 0 and weak.fields == "all" and not config.split.leave_out_batches:
+        return "every compound is seen, with weak labels (train.treatment.fields: all)"
+    return "none of what is left out is seen in training"
+
+
+def _epoch(config: StudyConfig) -> str:
+    train = config.train
+    if train.choose == "best":
+        return "by the validation compounds of the fold, which the one left out is not among"
+    budget = f"a fixed budget of {train.epochs} epochs"
+    if train.stop_after is None:
+        return budget
+    return f"{budget}, or until validation compounds stopped it after {train.stop_after} without gain"

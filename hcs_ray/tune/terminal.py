@@ -1,0 +1,38 @@
+"""The leaderboard on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+_ROWS: Final = 20
+
+
+def show(table: pd.DataFrame, swept: list[str], metrics: list[str]) -> None:
+    """Print the best trials on standard error; columns that do not fit are folded, not cut.
+
+    Args:
+        table: `hcs_ray.tune.board.leaderboard`.
+        swept: its columns of swept keys.
+        metrics: names of the metrics, the first one that of ``score``.
+    """
+    others = metrics if len(metrics) > 1 else ["score"]
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("rank", "trial", *others, "epochs", "status", *swept):
+        shown.add_column(metrics[0] if name == "score" else name, overflow="fold")
+    for _, row in table.head(_ROWS).iterrows():
+        cells = [row["rank"], row["trial"], *(row[name] for name in others), row["epochs"], row["status"]]
+        shown.add_row(*map(_cell, [*cells, *(row[name] for name in swept)]))
+    console = Console(stderr=True, highlight=False)
+    console.print(shown)
+    if len(table) > _ROWS:
+        console.print(f"... and {len(table) - _ROWS} more")
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,146 @@
+"""Watches a sweep from its driver: keeps the leaderboard current, says what is best so far, and stops it.
+
+Ray Tune pickles its callbacks and stoppers with its state, and unpickles them where a sweep goes on, so what
+they work with is no part of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Final
+
+import pandas as pd
+import ray.tune
+
+from hcs_ray.contracts import Progress
+from hcs_ray.tune.board import ENDED, FAILED, RUNNING, STOPPED, Entry, leaderboard
+from hcs_ray.tune.trials import ERROR_FILE, FINISHED, Work, trial_name
+
+LEADERBOARD: Final = "leaderboard.parquet"
+_SECONDS: Final = 1.0  # between two writings of the leaderboard
+_LONGEST_ERROR: Final = 300
+
+Say = Callable[[str], None]
+
+
+class Watcher:
+    """A sweep's board.
+
+    Args:
+        write: writes the table, whole; called again and again.
+        say: takes a line for the terminal.
+    """
+
+    def __init__(
+        self, work: Work, write: Callable[[pd.DataFrame], None], progress: Progress, say: Say
+    ) -> None:
+        self._work, self._write, self._progress, self._say = work, write, progress, say
+        self._began, self._written = time.monotonic(), 0.0
+        self._best: tuple[str, float] | None = None
+        self._ended_at_best = 0
+        self._ended = 0
+        self.trials: dict[str, Any] = {}  # trial -> Tune's own
+
+    def update(
+        self, trials: Iterable[Any], changed: Any = None, result: dict[str, Any] | None = None
+    ) -> None:
+        """Take over how the trials stand; ``result`` is newer than what the changed one knows itself."""
+        self.trials = {trial_name(trial.trial_id, trial.config): trial for trial in trials}
+        newer = {changed.trial_id: result} if changed is not None and result is not None else {}
+        entries = [self._entry(name, trial, newer) for name, trial in self.trials.items()]
+        ended = sum(entry.status in (ENDED, STOPPED, FAILED) for entry in entries)
+        table = leaderboard(entries, self._work.space.sweep)
+        self._tell(table, ended)
+        if ended != self._ended or time.monotonic() - self._written > _SECONDS:
+            self._ended, self._written = ended, time.monotonic()
+            self._write(table)
+
+    def entries(self) -> list[Entry]:
+        """All trials as Tune knows them."""
+        return [self._entry(name, trial, {}) for name, trial in self.trials.items()]
+
+    def is_enough(self) -> bool:
+        """Whether a rule ends the whole sweep."""
+        rules = self._work.space.sweep.stop
+        if rules.max_hours is not None and time.monotonic() - self._began > 3600 * rules.max_hours:
+            return True
+        patience = rules.trials_without_better
+        return patience is not None and self._ended - self._ended_at_best >= patience
+
+    def has_reached(self, result: dict[str, Any]) -> bool:
+        """Whether a trial is as good as a rule asks."""
+        least = {goal.name for goal in self._work.space.sweep.metric if goal.mode == "min"}
+        return any(
+            result[name] <= wanted if name in least else result[name] >= wanted
+            for name, wanted in self._work.space.sweep.stop.reached.items()
+            if name in result
+        )
+
+    def _tell(self, table: pd.DataFrame, ended: int) -> None:
+        self._progress(ended, max(self._work.space.trials, len(table)))
+        if not len(table) or pd.isna(table["score"].iloc[0]):
+            return
+        best = (str(table["trial"].iloc[0]), float(table["score"].iloc[0]))
+        if best != self._best:
+            first, self._best, self._ended_at_best = self._best is None, best, ended
+            goal = self._work.space.sweep.goal.name
+            self._say(f"  {'first' if first else 'best so far'}: {goal} {best[1]:.4g} ({best[0]})")
+
+    def _entry(self, name: str, trial: Any, newer: dict[str, Any]) -> Entry:
+        result = newer.get(trial.trial_id, trial.last_result) or {}
+        goals = [goal.name for goal in self._work.space.sweep.metric]
+        status = _status(trial.status, bool(result.get(FINISHED)))
+        return Entry(
+            trial=name,
+            values=self._work.space.values(trial.config),
+            status=status,
+            scores={goal: float(result[goal]) for goal in goals if goal in result},
+            epochs=int(result.get("epochs", 0)),
+            steps=int(result.get("optimizer_steps", 0)),
+            error=self._error(name) if status == FAILED else None,
+        )
+
+    def _error(self, trial: str) -> str:
+        found = self._work.study.storage.read_versioned(f"{self._work.trial_folder(trial)}/{ERROR_FILE}")
+        return "its process died" if found is None else found[0].decode()[:_LONGEST_ERROR]
+
+
+def _status(of_tune: str, finished: bool) -> str:
+    if of_tune == "ERROR":
+        return FAILED
+    if of_tune == "TERMINATED":
+        return ENDED if finished else STOPPED
+    return RUNNING
+
+
+class Reports(ray.tune.Callback):  # type: ignore[misc]  # Ray is untyped
+    """Hands what Tune hears to the watcher of this process."""
+
+    watcher: ClassVar[Watcher | None] = None
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if Reports.watcher is not None:
+            Reports.watcher.update(trials, trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if Reports.watcher is not None:
+            Reports.watcher.update(trials)
+
+    on_trial_error = on_trial_complete
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        if Reports.watcher is not None:
+            Reports.watcher.update(trials)
+
+
+class Rules(ray.tune.Stopper):  # type: ignore[misc]  # Ray is untyped
+    """The sweep's stop rules."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return Reports.watcher is not None and Reports.watcher.has_reached(result)
+
+    def stop_all(self) -> bool:
+        return Reports.watcher is not None and Reports.watcher.is_enough()
