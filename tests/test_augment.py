@@ -47,6 +47,7 @@ def changed(train: TrainConfig, images: torch.Tensor, changes: torch.Tensor) -> 
 # --- What is read ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 80), st.integers(0, 9))
 def test_a_crop_is_a_square_within_the_field(height: int, width: int, side: int, epoch: int) -> None:
     shape, expected = (2, height, width), min(side, height, width)
@@ -70,6 +71,7 @@ def test_crops_follow_from_seed_epoch_and_key_and_reach_every_place() -> None:
     assert len({(start(0, 0, f"k{i}"), start(1, 0, f"k{i}"), start(0, 1, f"k{i}")) for i in range(60)}) > 50
 
 
+@settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 5), st.sampled_from([0, 0.5, 10, 45, 90, 180]))
 def test_what_is_read_for_a_rotation_exceeds_the_crop_evenly(
     crop_px: int, downsample: int, degrees: float

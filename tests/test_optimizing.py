@@ -113,6 +113,7 @@ def test_one_cycle_is_that_of_torch() -> None:
     assert max(expected) == expected[14] == 0.01
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.floats(0, 1))
 def test_a_warm_up_is_linear_and_a_cosine_ends_near_zero(steps: int, warmup: float) -> None:
     ways = {
@@ -274,6 +275,7 @@ def test_a_mean_of_another_network_is_refused() -> None:
 # --- When to stop --------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(scores, max_size=30), st.integers(1, 5), st.integers(0, 30))
 def test_a_training_stops_after_so_many_epochs_without_a_better_score(
     scores: list[float], patience: int, kill: int

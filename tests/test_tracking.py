@@ -437,6 +437,8 @@ def test_a_key_that_is_none_is_refused_without_showing_it(
     with pytest.raises(HcsError, match=r"W&B does not start .*API key") as raised:
         Tracking(LocalStorage(tmp_path), FOLDER, configuration("online"))
     assert "tooshort!" not in str(raised.value)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert wandb_run.one_line(ValueError(f"refused: {KEY}\nand more")) == "refused: ***"
 
 
 def test_an_online_run_is_taken_up_where_the_server_stands(tmp_path: Path, server: WandbServer) -> None:
@@ -450,9 +452,14 @@ def test_an_online_run_is_taken_up_where_the_server_stands(tmp_path: Path, serve
     assert server.steps(run) == list(range(1, 181))
     second = Tracking(study, FOLDER, configuration("online"), group="sweep", told=points[:150])
     learn(second, points[:150], 300)
-    second.finish(Final({"test_accuracy": 0.75}))
+    second.close()
+    last = Tracking(study, FOLDER, configuration("online"), told=points[:150])  # when all was learned
+    learn(last, points[:150], 300)
+    last.finish(Final({"test_accuracy": 0.75}, misclassified=final().misclassified))
     assert list(server.history) == [run]
-    assert server.steps(run) == list(range(1, 301))
+    assert server.steps(run) == [*range(1, 301), 300], "the pictures of the end stand at the last step"
+    shown = [row["misclassified"] for row in server.history[run] if "misclassified" in row]
+    assert [len(row["captions"]) for row in shown] == [3]
     assert server.groups[run] == "sweep"
     assert server.config[run]["wandb"]["value"]["project"] == "screens"
     assert json.loads(server.files["wandb-summary.json"])["test_accuracy"] == 0.75
@@ -494,6 +501,7 @@ def test_wandb_sync_sends_a_resumed_run_as_one(tmp_path: Path) -> None:
         done = subprocess.run(
             [str(Path(sys.executable).with_name("wandb")), "sync", str(found.file.parent)],
             env=os.environ | {"WANDB_BASE_URL": running.url, "WANDB_API_KEY": KEY, "HOME": str(tmp_path)},
+            cwd=tmp_path,
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -534,6 +542,7 @@ def test_a_study_on_s3_gets_the_files_of_a_failed_and_of_an_ended_run(s3: str, t
     assert [row["optimizer_steps"] for row in found.rows] == list(range(1, 251))
     assert [step for step, _ in board(whole)["train_loss"]] == list(range(1, 251))
     assert len(table(whole)) == 250
+    assert not [path for path in study.sizes(FOLDER) if "artifacts" in path], "where they would not be found"
     pictures = [path for path in study.sizes(FOLDER) if "/media/images/" in path]
     assert [np.asarray(Image.open(io.BytesIO(study.read(path)))).shape for path in pictures] == [
         (6, 8, 3)

@@ -197,7 +197,8 @@ def test_resources_become_the_study_s_and_nothing_else_does() -> None:
 CONDITIONAL = """
 space:
   train.adversary.target: {kind: grid, values: [none, plate, batch]}
-  train.adversary.fields: {kind: grid, values: [controls, all], when: {train.adversary.target: [plate, batch]}}
+  train.adversary.fields:
+    {kind: grid, values: [controls, all], when: {train.adversary.target: [plate, batch]}}
   train.adversary.weight: {kind: uniform, low: 0.1, high: 1, when: {train.adversary.fields: all}}
 samples: 2
 """
@@ -260,7 +261,8 @@ def test_a_grid_is_the_product_of_its_values_whatever_they_are(lists: list[list[
 @given(st.floats(-10, 10), st.integers(-10, 10))
 def test_a_step_of_a_population_cannot_leave_its_range(value: float, whole: int) -> None:
     space = space_of(
-        "space: {train.lr: {kind: uniform, low: 0.1, high: 0.3}, train.epochs: {kind: randint, low: 1, high: 4}}"
+        "space:\n  train.lr: {kind: uniform, low: 0.1, high: 0.3}\n"
+        "  train.epochs: {kind: randint, low: 1, high: 4}"
     )
     found = space.values({"train.lr": value, "train.epochs": whole})
     assert 0.1 <= found["train.lr"] <= 0.3

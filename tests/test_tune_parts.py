@@ -108,7 +108,8 @@ def test_fronts_are_pareto_s(found: list[tuple[int, int]]) -> None:
     def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
         return one != other and one[0] >= other[0] and one[1] <= other[1]
 
-    left, front, wanted = set(range(len(found))), 1, {}
+    left, front = set(range(len(found))), 1
+    wanted: dict[int, int] = {}
     while left:
         here = {i for i in left if not any(beats(found[j], found[i]) for j in left)}
         wanted |= dict.fromkeys(here, front)

@@ -44,7 +44,9 @@ class AugmentConfig(Section):
     noise: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="largest standard deviation of added noise; 1 is the brightness of a plate's range"
     )
-    blur_px: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="largest sigma of a gaussian blur")
+    blur_px: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0, description="largest sigma of a gaussian blur, in pixels of the full resolution"
+    )
 
 
 class AdversaryConfig(Section):

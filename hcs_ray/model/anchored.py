@@ -2,7 +2,9 @@
 
 Each layer normalises the rows of a plate by the mean and variance of that plate's control fields, so what
 staining and lamp do to a whole plate is taken out in every layer, and what a treatment does to its wells
-stays in. There are no running statistics: the same happens in training and in use.
+stays in. The images themselves are normalised so, too: later layers mix the channels, and could not undo what
+was done to each (a gain and an offset), nor at the borders, where convolutions pad with zeros. There are no
+running statistics: the same happens in training and in use.
 
 Where it comes from:
 
@@ -26,6 +28,7 @@ import torch
 from torch import nn
 
 from hcs_ray.contracts import InputError
+from hcs_ray.model.backbone import Backbone
 
 PlateStatistics = tuple[torch.Tensor, ...]  # one (2, C) float32 a layer: mean and variance of its channels
 
@@ -74,7 +77,10 @@ class Reference:
 
 
 class AnchoredBatchNorm2d(nn.Module):
-    """(B, C, h, w) to the same shape, type and memory format; weight and bias are those of a BatchNorm2d."""
+    """(B, C, h, w) to the same shape, type and memory format.
+
+    Weight and bias are those of the layer it replaces, or none where that has none.
+    """
 
     def __init__(self, layer: nn.BatchNorm2d, reference: Reference) -> None:
         super().__init__()
@@ -85,27 +91,38 @@ class AnchoredBatchNorm2d(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean, variance = self._reference.statistics(self._number, images)
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        shift = self.bias - mean * scale
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
         normalised = images * scale[:, :, None, None] + shift[:, :, None, None]  # in float32
         return normalised.to(images.dtype)
 
 
-def anchor_network(network: Any, backbone: str) -> Reference:
-    """Replace every BatchNorm2d of a network by an anchored one, keeping its weight and bias.
+def anchor_backbone(backbone: Backbone, channels: int, name: str) -> Reference:
+    """Replace every BatchNorm2d by an anchored one, keeping its weight and bias, and anchor the images.
+
+    Args:
+        backbone: Changed in place; the scaling of pretrained weights gives way to the plate's own.
+        channels: Of the images.
+        name: Of the backbone, as in ``model.backbone``.
 
     Raises:
-        InputError: it has none.
+        InputError: it has no batch normalisation.
     """
     reference = Reference()
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    modules: Any = backbone.network.named_modules()
+    layers = [(path, layer) for path, layer in modules if isinstance(layer, nn.BatchNorm2d)]
     if not layers:
         raise InputError(
-            f"model.normalization control_anchored: model.backbone {backbone} has no batch normalisation; "
+            f"model.normalization control_anchored: model.backbone {name} has no batch normalisation; "
             "choose tiny, resnet18 or resnet50, or model.normalization batch"
         )
-    for name, layer in layers:
-        network.set_submodule(name, AnchoredBatchNorm2d(layer, reference))
+    backbone.scaling = AnchoredBatchNorm2d(nn.BatchNorm2d(channels, affine=False), reference)
+    for path, layer in layers:
+        backbone.network.set_submodule(path, AnchoredBatchNorm2d(layer, reference))
     return reference
 
 

@@ -73,24 +73,32 @@ class Backbone(nn.Module):
     and one standard deviation (over the colours) for all channels; both travel with the network's weights.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, network: Any, family: _Family, *, scaled: bool) -> None:
+    def __init__(self, network: Any, family: _Family, scaling: nn.Module) -> None:
         super().__init__()
+        self.scaling = scaling
         self.network = network
         self.features = family.features
         self._multiple_px = family.multiple_px
-        self._scaled = scaled
-        if scaled:
-            self.register_buffer("mean", torch.zeros(()))
-            self.register_buffer("std", torch.ones(()))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self._scaled:
-            images = (images - self.mean) / self.std
-        pooled: torch.Tensor = self.network(_middle(images, self._multiple_px)).pooler_output
+        images = self.scaling(_middle(images, self._multiple_px))
+        pooled: torch.Tensor = self.network(images).pooler_output
         return pooled.flatten(1)
+
+
+class _Scaling(nn.Module):
+    """(images - mean) / std, one number each."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.mean) / self.std
 
 
 def build_backbone(
@@ -117,14 +125,13 @@ def build_backbone(
     family = _FAMILIES[config.backbone]
     settings = getattr(transformers, f"{family.architecture}Config")(**family.sizes, num_channels=channels)
     model_class = getattr(transformers, f"{family.architecture}Model")
-    if config.weights is None or not pretrained:
-        return Backbone(model_class(settings), family, scaled=config.weights is not None)
+    if config.weights is None:
+        return Backbone(model_class(settings), family, nn.Identity())
+    if not pretrained:
+        return Backbone(model_class(settings), family, _Scaling())
     weights = read_weights(config.weights, storage)
-    state = _inflated(weights, family, channels)
-    backbone = Backbone(_filled(model_class, settings, state, config), family, scaled=True)
-    backbone.mean.fill_(weights.mean)
-    backbone.std.fill_(weights.std)
-    return backbone
+    network = _filled(model_class, settings, _inflated(weights, family, channels), config)
+    return Backbone(network, family, _Scaling(weights.mean, weights.std))
 
 
 def _middle(images: torch.Tensor, multiple_px: int) -> torch.Tensor:

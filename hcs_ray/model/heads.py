@@ -7,10 +7,12 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hcs_ray.config import AdversaryConfig
 
 _ADVERSARY_UNITS: Final = 256
+_PACE: Final = 20.0  # how many times as fast the adversary learns
 _STEEPNESS: Final = 10.0  # gamma of Ganin et al. 2016, section 5.2.2
 
 
@@ -56,6 +58,28 @@ def classifier(features: int, classes: int, dropout: float) -> nn.Module:
 
 
 def adversary(features: int, domains: int) -> nn.Module:
-    """(B, F) to logits (B, D) through one hidden layer: it also finds what no straight line separates."""
+    """(B, F) to logits (B, D) through one hidden layer: it also finds what no straight line separates.
+
+    Its layers learn `_PACE` times as fast as the rest. An adversary that lags behind the embeddings chases
+    them round and round, and they end up with more of the domain in them than before; one that has always
+    caught up with them lets them settle where there is nothing left to tell (two time scales: Heusel et al.
+    2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium").
+    """
     hidden = min(features, _ADVERSARY_UNITS)
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, domains))
+    return nn.Sequential(_Swift(features, hidden), nn.ReLU(), _Swift(hidden, domains))
+
+
+class _Swift(nn.Linear):
+    """A linear layer whose weights are kept small and multiplied in use (Karras et al. 2018, section 4.1).
+
+    So steps of one size, as Adam makes them, change it `_PACE` times as much. It begins like any other.
+    """
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.div_(_PACE)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return functional.linear(embeddings, self.weight * _PACE, self.bias * _PACE)

@@ -96,7 +96,12 @@ class MoaModule(pl.LightningModule):
     def _seed(self) -> None:
         """Dropout follows from (seed, step, rank), so a run that goes on draws what it would have drawn."""
         place = [self.config.seed, self.global_step, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        # torch.manual_seed would seed devices that are not used, too: without a GPU it notes down each call,
+        # with its stack, for a GPU to come, which takes a millisecond and never ends.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The batch in parts of at most ``device_batch`` fields, each with the anchors of the whole."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from hcs_ray.config import ModelConfig, StorageConfig
 from hcs_ray.contracts import InputError
-from hcs_ray.model.anchored import PlateStatistics, Reference, anchor_network
+from hcs_ray.model.anchored import PlateStatistics, Reference, anchor_backbone
 from hcs_ray.model.backbone import build_backbone
 from hcs_ray.model.heads import adversary, classifier, reverse_gradient
 from hcs_ray.storage.base import DEFAULTS
@@ -84,7 +84,7 @@ class MoaNetwork(nn.Module):
         self.backbone = build_backbone(config, len(spec.channels), pretrained=pretrained, storage=storage)
         self._reference: Reference | None = None
         if config.normalization == "control_anchored":
-            self._reference = anchor_network(self.backbone.network, config.backbone)
+            self._reference = anchor_backbone(self.backbone, len(spec.channels), config.backbone)
         features = self.backbone.features
         self.moa = classifier(features, len(spec.classes), config.dropout)
         self.treatment: nn.Module | None = None

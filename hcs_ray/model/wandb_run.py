@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,9 +61,11 @@ class WandbRun:
         self._id = label.id
         self._run = _started(desk.path, config, label)
         self._folder = Path(self._run.dir).parent
+        self._staged = desk.path / "wandb" / f"artifacts-{label.id}"
         self._offline = config.wandb.mode == "offline"
         if self._offline:
             desk.replace(f"wandb/offline-run-*-{label.id}", mine=self._folder)
+            shutil.rmtree(self._staged, ignore_errors=True)
         self._first = 0 if self._offline else int(self._run.starting_step)  # the server has those before
         self._run.define_metric(STEP, hidden=True)
         self._run.define_metric("*", step_metric=STEP)
@@ -77,9 +81,9 @@ class WandbRun:
     def finish(self, step: int, final: Final) -> None:
         pictures = _pictures(final)
         self._run.summary.update(dict(final.metrics))
-        with _staging(self._folder / "artifacts"):
+        with _staging(self._staged):
             if pictures:
-                self._run.log(pictures, step=max(step, self._first))
+                self._run.log({STEP: step, **pictures}, step=max(step, self._first))
             if final.model is not None:
                 self._run.log_artifact(_artifact(f"model-{self._id}", final.model, final.metrics))
 
@@ -91,8 +95,10 @@ class WandbRun:
 
 def _started(folder: Path, config: StudyConfig, label: Label) -> Any:
     """A run that says nothing on the terminal and notes nothing of this machine, its code or its user."""
-    # W&B reads these when its service starts: no reports of its own errors, and no word about credentials.
+    # W&B reads these when its service starts: no reports of its own errors, no word about credentials, and
+    # its log in no home, which in a container may not be writable.
     os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+    os.environ.setdefault("WANDB_CACHE_DIR", f"{tempfile.gettempdir()}/hcs-ray-wandb-{os.getuid()}")
     import wandb
 
     settings = wandb.Settings(

@@ -16,6 +16,7 @@ import torch
 
 from hcs_ray.contracts import Progress
 from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
+from hcs_ray.model.tracking import preflight
 from hcs_ray.model.weights import weights_digest
 from hcs_ray.study import Study
 from hcs_ray.train.closing import HISTORY_FILE, METRICS_FILE, MODEL_FILE, SEEN_FILE, model_bytes
@@ -42,6 +43,7 @@ def train(study: Study, progress: Progress, force: bool = False) -> dict[str, An
     weights = weights_digest(model.weights, study.config.storage)
     claim = study.claim("train", {f"weights {model.weights}": weights} if weights else None)
     if force or not study.is_complete("train", claim):
+        preflight(study.config.wandb)
         job = prepare(study, study.place("train").folder)
         with study.writing("train", claim, force) as writer:
             fit(job, progress)

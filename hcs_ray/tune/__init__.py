@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from hcs_ray.config import LEAVE_OUT, SweepConfig, parse_sweep
-from hcs_ray.contracts import HcsError, InputError, Progress
+from hcs_ray.contracts import HcsError, InputError, Progress, rows_of
 from hcs_ray.session import ensure_session, hush
 from hcs_ray.stage import Claim, StageRecord, StageWriter, parquet_bytes, read_record
 from hcs_ray.study import SWEEP_FILE, Study
@@ -111,8 +111,9 @@ def _read_sweep(file: str) -> SweepConfig:
 def _claim(study: Study, sweep: SweepConfig) -> Claim:
     """What the sweep follows from: the study's stages and configuration, and the sweep's own."""
     base = study.claim("map" if sweep.objective == "map" else "tune")
-    skip = {**dict.fromkeys(sweep.execution, True), "resources": set(sweep.resources.execution)}
-    extra = {"sweep": sweep.model_dump(mode="json", exclude=skip)}
+    told = sweep.model_dump(mode="json", exclude=set(sweep.execution))
+    told["resources"] = sweep.resources.model_dump(mode="json", exclude=set(sweep.resources.execution))
+    extra: dict[str, Any] = {"sweep": told}
     if sweep.compounds is not None:
         extra["split"] = study.config.split.model_dump(mode="json")
     return Claim(inputs=base.inputs, config=base.config | extra)
@@ -197,11 +198,11 @@ class _Sweep:
         """List the networks, and, for left-out compounds, what they say; ``sweep.json`` names the best."""
         best = str(table["trial"].iloc[0])
         trials: dict[str, Any] = {}
-        for row in table.itertuples():
-            folder = f"trials/{row.trial}"
+        for row in rows_of(table):
+            folder = f"trials/{row['trial']}"
             listed = [file for file in (MODEL_FILE, FIELDS_FILE) if self._list(f"{folder}/{file}")]
-            trials[str(row.trial)] = {
-                "score": None if pd.isna(row.score) else float(row.score),
+            trials[row["trial"]] = {
+                "score": None if pd.isna(row["score"]) else float(row["score"]),
                 "model": self.writer.path(f"{folder}/{MODEL_FILE}") if MODEL_FILE in listed else None,
             }
         goal = self.space.sweep.goal
@@ -223,7 +224,7 @@ class _Sweep:
             values = {name: value for name, value in entry.values.items() if name != LEAVE_OUT}
             fold = folds.Fold(entry.values[LEAVE_OUT], entry.trial, self.work.trial_folder(entry.trial))
             settings.setdefault(json.dumps(values, sort_keys=True), (values, []))[1].append(fold)
-        summaries, tables = [], []
+        summaries, tables = list[dict[str, Any]](), list[pd.DataFrame]()
         for values, trials in settings.values():
             config = self.space.study_config({**values, LEAVE_OUT: trials[0].compound})
             found = folds.evaluate(replace(self.study, config=config), trials)

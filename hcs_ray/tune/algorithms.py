@@ -70,7 +70,8 @@ def scheduler_of(space: Space) -> Any:
     """Ray Tune's scheduler."""
     config, epochs = space.sweep.scheduler, space.longest
     if isinstance(config, FifoScheduler):
-        return FIFOScheduler()
+        every: Any = FIFOScheduler  # untyped
+        return every()
     if isinstance(config, AshaScheduler):
         return ASHAScheduler(
             time_attr=EPOCHS,
@@ -122,14 +123,16 @@ def _domain(space: SearchSpace) -> Any:
     low, high = space.ends
     if space.kind == "randint":
         return ray.tune.randint(low, high + 1)
-    return getattr(ray.tune, space.kind)(low, high)
+    draw: Any = ray.tune.loguniform if space.kind == "loguniform" else ray.tune.uniform
+    return draw(low, high)
 
 
 def _optuna(space: Space, config: OptunaSearcher) -> Any:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    quiet: Any = optuna.logging.set_verbosity  # untyped
+    quiet(optuna.logging.ERROR)
     seed = space.sweep.seed
     sampler: Any = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials),

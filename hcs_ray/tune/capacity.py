@@ -18,6 +18,7 @@ from hcs_ray.contracts import InputError
 
 HEAD: Final = "node:__internal_head__"  # of which every Ray cluster has 1
 _MOST: Final = 100  # trials at a time: the processes of trials live on the head node
+_CLEANER: Final = 0.001  # of it, which Ray Train takes for each run; one of a killed run may linger
 _UNITS: Final = {"CPU": "CPUs", "GPU": "GPUs"}
 
 Resources = Mapping[str, float]
@@ -32,8 +33,12 @@ class Fit:
 
     @property
     def share(self) -> float:
-        """Of the head node's resource, for one trial."""
-        return math.floor(1e4 / self.trials) / 1e4
+        """Of the head node's resource, for one trial; what Ray Train takes of it is left over.
+
+        Up to 18 trials it is exact: one more would not fit.
+        """
+        left = 1 - max(0.05, 3 * _CLEANER * self.trials)
+        return math.floor(1e4 * left / self.trials) / 1e4
 
 
 def fit_trials(nodes: Sequence[Resources], worker: Resources, workers: int, wanted: int) -> int:
@@ -89,8 +94,8 @@ def trial_resources(sweep: SweepConfig, fit: Fit) -> dict[str, float]:
 def _nodes() -> list[Resources]:
     import ray
 
-    found: Any = ray.nodes()
-    return [node["Resources"] for node in found if node["Alive"]]
+    nodes: Any = ray.nodes  # untyped
+    return [node["Resources"] for node in nodes() if node["Alive"]]
 
 
 def _words(amounts: Resources) -> str:

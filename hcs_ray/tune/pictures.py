@@ -114,11 +114,10 @@ def _places(column: pd.Series[Any], space: SearchSpace | None) -> tuple[Position
     if not len(known):
         return values, []
     log = space is not None and space.kind == "loguniform" and known.min() > 0
-    forward, back = (np.log10, lambda v: 10**v) if log else (lambda v: v, lambda v: v)
-    scaled = forward(values)
+    scaled = np.log10(values) if log else values
     low, high = np.nanmin(scaled), np.nanmax(scaled)
     marks = np.linspace(low, high, _TICKS) if high > low else np.array([low])
-    ticks = [(_share(mark, low, high), f"{back(mark):.3g}") for mark in marks]
+    ticks = [(_share(mark, low, high), f"{10**mark if log else mark:.3g}") for mark in marks]
     return np.array([_share(value, low, high) for value in scaled]), ticks
 
 
@@ -129,6 +128,8 @@ def _share(value: float, low: float, high: float) -> float:
 def _curves(
     axes: Axes, table: pd.DataFrame, history: pd.DataFrame, metric: str, colours: dict[str, str]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for trial in reversed([str(name) for name in table["trial"]]):
         rows = history[history["trial"] == trial].sort_values("epoch")
         best = trial == str(table["trial"].iloc[0])
@@ -140,7 +141,7 @@ def _curves(
     axes.set_xlabel("epoch", color=_TEXT)
     axes.set_ylabel(metric, color=_TEXT)
     axes.set_title("Learning curves", loc="left", fontsize=10, color=_TEXT)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=_QUIET, linewidth=0.4)
     axes.legend(frameon=False, loc="best")
     for side in ("top", "right"):

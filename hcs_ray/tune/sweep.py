@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from typing import Any, Final
 
 import ray.tune
@@ -37,7 +38,9 @@ def run_trials(work: Work, fit: Fit, watcher: Watcher) -> None:
             )  # fmt: skip
         else:
             tuner = _tuner(work, fit, trainable, f"{root}/{work.folder}", filesystem)
-        tuner.fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on Tune's own settings
+            tuner.fit()
     finally:
         Reports.watcher = None
 

@@ -30,6 +30,7 @@ from hcs_ray.storage import Storage
 from hcs_ray.study import Study
 from hcs_ray.train import TrainJob, fit, prepare
 from hcs_ray.tune.algorithms import NUMBER
+from hcs_ray.tune.exploit import write_start
 from hcs_ray.tune.judging import judged
 from hcs_ray.tune.space import Space, Values
 
@@ -37,6 +38,7 @@ TRIALS: Final = "trials"
 EPOCHS_FILE: Final = "epochs.json"  # what a training has told: a row an epoch
 VALUES_FILE: Final = "values.json"
 ERROR_FILE: Final = "error.txt"
+_START: Final = "start"  # the checkpoint that an exploiting training begins from
 FINISHED: Final = "finished"  # of a result: the trial came to its own end (Tune's ``done`` also when stopped)
 _POLL_SECONDS: Final = 0.3
 _KEEP_ALL: Final = 1_000_000  # a population must find the checkpoints that it points at
@@ -62,10 +64,11 @@ def trial_name(trial_id: str, draw: Mapping[str, Any]) -> str:
     return f"t{number:04d}"
 
 
-class TrainTrial(ray.tune.Trainable):  # type: ignore[misc]  # Ray is untyped
+class TrainTrial(ray.tune.Trainable):
     """One training."""
 
-    def setup(self, config: Values, work: Work) -> None:
+    def setup(self, config: Values, work: Work | None = None) -> None:
+        assert work is not None
         prepare_environment()
         self._work = work
         self._values = work.space.values(config)
@@ -183,8 +186,10 @@ def job_of(work: Work, values: Values, folder: str, start: Row | None = None) ->
         from hcs_ray.tune.folds import prepare_fold
 
         return prepare_fold(study, folder, work.study.name)
-    checkpoint = None if start is None else start["checkpoint"]
-    return prepare(study, folder, final="none", group=work.study.name, start=checkpoint)
+    begin = f"{folder}/{_START}" if start is not None else None
+    if begin is not None and start is not None:
+        write_start(study.storage, start["checkpoint"], begin, config.train)
+    return prepare(study, folder, final="none", group=work.study.name, start=begin)
 
 
 def read_rows(storage: Storage, folder: str) -> list[Row]:
@@ -204,7 +209,7 @@ def _clear_other(storage: Storage, folder: str, values: Values) -> None:
     storage.write(path, wanted)
 
 
-class _Notes(UserCallback):  # type: ignore[misc]  # Ray is untyped
+class _Notes(UserCallback):
     """Notes the ends of epochs; it travels to Ray Train's controller."""
 
     def __init__(self, storage: Storage, folder: str) -> None:
@@ -216,7 +221,7 @@ class _Notes(UserCallback):  # type: ignore[misc]  # Ray is untyped
         _, root = self._storage.arrow()
         path = "" if checkpoint is None else str(checkpoint.path).removeprefix(root).lstrip("/")
         rows = read_rows(self._storage, self._folder)
-        row = {**metrics[0], "checkpoint": path}
+        row = {**metrics[0], "checkpoint": path, "told_unix_s": round(time.time(), 3)}
         before = [old for old in rows if old["epoch"] < row["epoch"]]
         self._write([*before, row])
 
@@ -229,10 +234,11 @@ class _Notes(UserCallback):  # type: ignore[misc]  # Ray is untyped
         self._storage.write(f"{self._folder}/{EPOCHS_FILE}", json.dumps(rows).encode())
 
 
-class MapTrial(ray.tune.Trainable):  # type: ignore[misc]  # Ray is untyped
+class MapTrial(ray.tune.Trainable):
     """One layout of a run's embeddings, judged; a process lays out many, since it compiles UMAP once."""
 
-    def setup(self, config: Values, work: Work) -> None:
+    def setup(self, config: Values, work: Work | None = None) -> None:
+        assert work is not None
         prepare_environment()
         self._work = work
         self.reset_config(config)

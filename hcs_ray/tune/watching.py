@@ -114,7 +114,7 @@ def _status(of_tune: str, finished: bool) -> str:
     return RUNNING
 
 
-class Reports(ray.tune.Callback):  # type: ignore[misc]  # Ray is untyped
+class Reports(ray.tune.Callback):
     """Hands what Tune hears to the watcher of this process."""
 
     watcher: ClassVar[Watcher | None] = None
@@ -136,7 +136,7 @@ class Reports(ray.tune.Callback):  # type: ignore[misc]  # Ray is untyped
             Reports.watcher.update(trials)
 
 
-class Rules(ray.tune.Stopper):  # type: ignore[misc]  # Ray is untyped
+class Rules(ray.tune.Stopper):
     """The sweep's stop rules."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
