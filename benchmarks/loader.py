@@ -15,7 +15,6 @@ each of two rates of the same repeat. Prints Markdown.
 from __future__ import annotations
 
 import argparse
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -154,8 +153,9 @@ def peers(folder: Path, crops: list[Crop], order: npt.NDArray[np.int64]) -> Iter
 
 
 def drain(batches: Iterable[object]) -> None:
-    """Take all; a batch is let go before the next one."""
-    collections.deque(batches, maxlen=0)
+    """Take all, each held while the next one is made, as a training step does."""
+    for _batch in batches:
+        pass
 
 
 def decode_only(members: list[bytes], shape: tuple[int, int, int], threads: int) -> Callable[[], None]:

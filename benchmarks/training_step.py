@@ -55,7 +55,9 @@ CASES = (Case("tiny", 32, 2), Case("tiny", 64, 8), Case("tiny", 128, 16), Case("
 
 def main() -> None:
     """Print a line a case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=7)
@@ -134,7 +136,9 @@ def both_sides(config: Mapping[str, Any]) -> None:
 class Plain:
     """The loop of a PyTorch tutorial."""
 
-    def __init__(self, spec: ModelSpec, config: Any, batches: list[Batch], table: pd.DataFrame, steps: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, config: Any, batches: list[Batch], table: pd.DataFrame, steps: int
+    ) -> None:
         network: torch.nn.Module = MoaNetwork(spec)
         if ranks.world_size() > 1:
             network = torch.nn.parallel.DistributedDataParallel(network)
@@ -188,10 +192,10 @@ class Reader:
 @contextlib.contextmanager
 def in_memory(batches: list[Batch]) -> Iterator[None]:
     """Both the loader of a training and that of its validation hand out these batches."""
-    judged = batches[:1]
+    learned, judged = InMemory(batches), InMemory(batches[:1])
     with (
-        mock.patch.object(fitting, "training_batches", lambda *_, **__: InMemory(batches)),
-        mock.patch("hcs_ray.model.inference.plain_batches", lambda *_, **__: InMemory(judged)),
+        mock.patch.object(fitting, "training_batches", return_value=learned),
+        mock.patch("hcs_ray.model.inference.plain_batches", return_value=judged),
     ):
         yield
 
@@ -218,7 +222,7 @@ def fields_of(case: Case, steps: int) -> pd.DataFrame:
     """A table to learn from, and one batch to judge by."""
     learned, judged = steps * case.batch, case.batch
     count = learned + judged
-    text = {name: "a" for name in (c.PLATE, c.WELL, c.COMPOUND, c.TREATMENT, c.MOA, c.PERT_TYPE)}
+    text = dict.fromkeys((c.PLATE, c.WELL, c.COMPOUND, c.TREATMENT, c.MOA, c.PERT_TYPE), "a")
     numbers = {TREATMENT_LABEL: NONE, DOMAIN_LABEL: NONE, PLATE_NUMBER: 0}
     return pd.DataFrame(
         {

@@ -411,4 +411,6 @@ def _next_step(study: Study, done: str) -> str:
     if done == "report":
         return f"Next: open {study.storage.url}/{study.place('report').folder}/index.html in a browser"
     after = list(_RUNNERS)[list(_RUNNERS).index(done) + 1]
-    return f"Next: hcs-ray run {study.storage.url} --name {study.name} --from {after}"
+    # The report tells of the training of a run of its own name.
+    last = " --to outliers" if study.run is not None else ""
+    return f"Next: hcs-ray run {study.storage.url} --name {study.name} --from {after}{last}"

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -44,9 +43,10 @@ _ANCHORS_IN_USE: Final = 4  # times model.anchor_fields: what is computed once c
 def embed(study: Study, progress: Progress, force: bool = False, run: str | None = None) -> dict[str, Any]:
     """Write ``embeddings/NAME/``; chunks that a killed run has written are kept.
 
-    ``run`` names a network of another run (see `load_network`); none: that of this run.
+    ``run`` names a network of a sweep's trial (`Study.with_run`); none: the study's own, or what it names.
     """
-    claim = study.claim("embed", {} if run is None else {"run": run})
+    study = study if run is None else study.with_run(run)
+    claim = study.claim("embed")
     fields = len(read_index(study, [c.KEY]))
     chunks = list(_chunks(fields, study.config.embed.chunk_fields))
     if not force and study.is_complete("embed", claim):
@@ -56,7 +56,7 @@ def embed(study: Study, progress: Progress, force: bool = False, run: str | None
         missing = [chunk for chunk in chunks if not _is_whole(study, chunk, digest)]
         done = fields - sum(last - first + 1 for first, last in missing)
         progress(done, fields)
-        for first, last in _run(_Task(study, run, digest), missing):
+        for first, last in _run(study, missing, digest):
             done += last - first + 1
             progress(done, fields)
         for chunk in chunks:
@@ -87,16 +87,7 @@ def _is_whole(study: Study, chunk: tuple[int, int], digest: str) -> bool:
     return bool((table.schema.metadata or {}).get(_CLAIM) == digest.encode())
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What every actor is given."""
-
-    study: Study
-    run: str | None
-    digest: str  # of the claim
-
-
-def _run(task: _Task, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _run(study: Study, chunks: list[tuple[int, int]], digest: str) -> Iterator[tuple[int, int]]:
     """Embed chunks, yielding each as it is written."""
     if not chunks:
         return
@@ -105,7 +96,7 @@ def _run(task: _Task, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]
 
     hush("ray.data")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    config = task.study.config.embed
+    config = study.config.embed
     work = ray.data.from_items(
         [{"first": first, "last": last} for first, last in chunks], override_num_blocks=len(chunks)
     )
@@ -115,7 +106,7 @@ def _run(task: _Task, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]
     )
     written = work.map_batches(
         _Embedder,
-        fn_constructor_args=(task,),
+        fn_constructor_args=(study, digest),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=config.cpus_per_worker,
@@ -131,14 +122,14 @@ def _run(task: _Task, chunks: list[tuple[int, int]]) -> Iterator[tuple[int, int]
 class _Embedder:
     """One actor: holds the network and writes the chunks it is handed."""
 
-    def __init__(self, task: _Task) -> None:
-        self._study, self._digest = task.study, task.digest
-        self._config = task.study.config.embed
+    def __init__(self, study: Study, digest: str) -> None:
+        self._study, self._digest = study, digest
+        self._config = study.config.embed
         self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
-        network, self._spec = load_network(task.study, task.run)
+        network, self._spec = load_network(study)
         self._network = network.to(self._device)
-        reader = ShardReader(task.study.storage, task.study.require("shard"))
-        fields = read_index(task.study)
+        reader = ShardReader(study.storage, study.require("shard"))
+        fields = read_index(study)
         fields[ANCHOR] = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
         self._source = FieldSource(reader, fields, self._spec.downsample)
         self._statistics: dict[str, PlateStatistics] = {}  # of the plates met so far

@@ -50,7 +50,7 @@ class Node:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 for argument in process.cmdline():
-                    if argument.startswith("--node_id=") or argument.startswith("--node-id="):
+                    if argument.startswith("--node-id="):
                         return argument.partition("=")[2]
         raise AssertionError(f"node {self.name} has no raylet")
 
@@ -116,7 +116,8 @@ class RayNodes:
         self._nodes.append(node)
         deadline = time.monotonic() + _LONGEST_START_S
         while _STARTED not in log.read_text(errors="replace"):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+            assert process.poll() is None, log.read_text(errors="replace")
+            assert time.monotonic() < deadline, log.read_text(errors="replace")
             time.sleep(0.1)
         return node
 

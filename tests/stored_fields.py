@@ -6,26 +6,34 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.model import augment
 from hcs_ray.model import targets as t
+from hcs_ray.model.augment import Crop
+from hcs_ray.model.loader import FieldSource
 from hcs_ray.shards import codec
-from hcs_ray.shards.codec import Codec, Pixels
-from hcs_ray.shards.read import MANIFEST
+from hcs_ray.shards.codec import Codec, Floats, Pixels
+from hcs_ray.shards.read import MANIFEST, ShardReader, corrected
 from hcs_ray.shards.tar import Sample, TarWriter
 from hcs_ray.stage import OutputFile, StageRecord
 from hcs_ray.storage import Storage
 
 SHAPE = (2, 37, 41)
 PLATES = ("P1", "P2")
+WHOLE = augment.whole(SHAPE)
 
 
 def random_field(seed: int, shape: tuple[int, int, int] = SHAPE) -> Pixels:
     """A 12-bit camera's noise, stored as multiples of 16."""
     return np.random.default_rng(seed).integers(0, 4096, shape, np.uint16) << np.uint16(4)
+
+
+FIELDS = [random_field(number) for number in range(13)]
 
 
 def store(
@@ -49,6 +57,30 @@ def store(
                 rows.append({"place": place, **about, **labels, **flags} | tar.add(sample))
     table = pd.DataFrame(rows).sort_values("place").drop(columns="place").reset_index(drop=True)
     return _record(storage, fields[0].shape, codec.member(kind)), table
+
+
+def source_in(storage: Storage) -> FieldSource:
+    """A source of `FIELDS`, stored there."""
+    record, table = store(storage, FIELDS)
+    return FieldSource(ShardReader(storage, record), table, 1)
+
+
+def image_of(source: FieldSource, position: int, crop: Crop = WHOLE) -> Floats:
+    """What a source should give of one of `FIELDS`."""
+    plate = source.reader.plate(source.fields[c.PLATE].iloc[position])
+    return corrected(FIELDS[position], plate, crop.rows, crop.columns)
+
+
+def tar_of(source: FieldSource, position: int) -> Path:
+    """The shard of a field in a folder."""
+    return Path(source.reader.storage.url, "shards", source.fields[c.SHARD].iloc[position])
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
 
 
 def _record(storage: Storage, shape: tuple[int, ...], member: str) -> StageRecord:

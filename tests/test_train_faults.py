@@ -28,7 +28,7 @@ import pytest
 import torch
 
 from hcs_ray.storage import LocalStorage, Storage, open_storage
-from tests.command import HCS_RAY
+from tests.command import HCS_RAY, refused
 from tests.ray_nodes import Node, RayNodes, ray_nodes
 from tests.training_study import draw_study
 
@@ -38,7 +38,7 @@ STEPS = 22
 MID_EPOCH = (3, 6, 9, 12, 15, 18)  # steps with a checkpoint, none of them at the end of an epoch of eleven
 LONGEST_S = 300
 KEEP_ALL = ("--set", "train.keep_checkpoints=1000")
-SOAK = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 6)]
+SEEDS = range(6)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def _cluster() -> Iterator[Cluster]:
+def _cluster(s3: str) -> Iterator[Cluster]:
+    """After the store, whose address and credentials the nodes are to know."""
     with ray_nodes(RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as nodes:
         yield Cluster(nodes, nodes.start_head(1), [])
 
@@ -214,23 +215,154 @@ def test_the_reference_saw_every_field_in_every_epoch(reference: Ended) -> None:
     assert list(reference.table("metrics.csv")["optimizer_steps"]) == [11, STEPS]
 
 
-@pytest.mark.parametrize("seed", [0, *SOAK])
-def test_a_killed_worker(reference: Ended, study: Path, cluster: Cluster, seed: int) -> None:
+def test_a_killed_worker_and_later_the_driver(reference: Ended, study: Path, cluster: Cluster) -> None:
+    with training(study, cluster, "twice") as running:
+        noted = running.await_step(6)
+        before = written(running, noted)
+        cluster.worker(cluster.other).kill()
+        noted_later = running.await_step(15)
+        assert noted_later[-1] < STEPS - 1, "struck too late"
+        before |= written(running, noted_later)
+        running.kill()
+    said = refused_run(study, cluster, "twice", "--set", "train.workers=1")
+    assert "stale: train.workers changed from 2 to 1" in said
+    ended = undisturbed(study, cluster, "twice")
+    assert written(ended, noted_later) == before
+    assert_same(ended, reference)
+
+
+def test_a_killed_node_and_a_new_one(reference: Ended, study: Path, cluster: Cluster) -> None:
+    assert_same(strike(study, cluster, "node", 0, lambda _: replace_node(cluster)), reference)
+
+
+def replace_node(cluster: Cluster) -> None:
+    cluster.other.kill()
+    cluster.whole()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_worker_killed_at_any_moment(reference: Ended, study: Path, cluster: Cluster, seed: int) -> None:
     def blow(_: Training) -> None:
         cluster.worker(random.Random(seed).choice([cluster.head, cluster.other])).kill()
 
     assert_same(strike(study, cluster, f"worker{seed}", seed, blow), reference)
 
 
-@pytest.mark.parametrize("seed", [0, *SOAK])
-def test_a_killed_driver(reference: Ended, study: Path, cluster: Cluster, seed: int) -> None:
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_driver_killed_at_any_moment(reference: Ended, study: Path, cluster: Cluster, seed: int) -> None:
     assert_same(strike(study, cluster, f"driver{seed}", seed, Training.kill), reference)
 
 
-@pytest.mark.parametrize("seed", [0, *SOAK])
-def test_a_killed_node_and_a_new_one(reference: Ended, study: Path, cluster: Cluster, seed: int) -> None:
-    def blow(_: Training) -> None:
-        cluster.other.kill()
-        cluster.whole()
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_node_killed_at_any_moment(reference: Ended, study: Path, cluster: Cluster, seed: int) -> None:
+    ended = strike(study, cluster, f"node{seed}", seed, lambda _: replace_node(cluster))
+    assert_same(ended, reference)
 
-    assert_same(strike(study, cluster, f"node{seed}", seed, blow), reference)
+
+@pytest.mark.soak
+def test_a_preemption_notice_makes_a_checkpoint_at_once(study: Path, cluster: Cluster) -> None:
+    """None but those of epochs is due; the notice makes one more, and the run goes on where the node went."""
+    longer = ("--set", "train.epochs=60", "--set", "train.checkpoint_steps=null")
+    with training(study, cluster, "drained", *longer) as running:
+        running.await_step(22)
+        leaving = cluster.other
+        cluster.nodes.drain(leaving, seconds=8)
+        cluster.others.append(cluster.nodes.add(1))
+        said = running.ended()
+        assert running.process.returncode == 0, said
+    at_once = [step for step in running.noted() if step % 11]
+    assert len(at_once) == 1
+    assert_same(Ended(running.storage, "drained"), undisturbed(study, cluster, "not drained", *longer))
+
+
+@pytest.mark.soak
+def test_an_elastic_run_goes_on_with_the_node_that_is_left(study: Path, cluster: Cluster) -> None:
+    elastic = ("--set", "train.workers=[1,2]")
+    with training(study, cluster, "elastic", *elastic) as running:
+        noted = running.await_step(9)
+        before = written(running, noted)
+        cluster.other.kill()
+        said = running.ended()
+        assert running.process.returncode == 0, said
+    ended = Ended(running.storage, "elastic")
+    assert written(ended, noted) == before
+    assert [ranks_of(ended, step) for step in (noted[0], STEPS)] == [2, 1]
+    assert noted[-1] % 11 != 0
+    seen = ended.table("seen.parquet")
+    assert len(seen) == 44
+    assert set(seen["times_seen"]) == {2}
+    assert list(ended.table("metrics.csv")["optimizer_steps"]) == [11, STEPS]
+
+
+def ranks_of(ended: Ended, step: int) -> int:
+    """How many ranks made a checkpoint."""
+    data = io.BytesIO(ended.read(f"ray/step_{step:08d}/checkpoint.ckpt"))
+    return int(torch.load(data, weights_only=True)["hcs_ray"]["generators"]["ranks"])
+
+
+@pytest.mark.soak
+def test_a_study_on_s3_is_killed_and_goes_on(reference: Ended, study: Path, cluster: Cluster, s3: str) -> None:
+    root = f"{s3}/faults"
+    source, target = LocalStorage(study), open_storage(root)
+    for path in (*source.sizes("shards"), *source.sizes("configs"), "study.yaml"):
+        target.write(path, source.read(path))
+    ended = strike(root, cluster, "worker", 1, lambda _: cluster.worker(cluster.other).kill())
+    assert_same(ended, reference)
+    ended = strike(root, cluster, "driver", 2, Training.kill)
+    assert_same(ended, reference)
+    secrets = [os.environ[name].encode() for name in ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")]
+    for path in target.sizes("runs"):
+        assert not any(secret in target.read(path) for secret in secrets), path
+
+
+def test_bad_input_that_a_worker_finds_is_told_once_and_not_tried_again(
+    study: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Fifty retries would take longer than the test may."""
+    (tmp_path / "config.json").write_text("{")
+    said = refused_run(
+        study, cluster, "bad", "--set", f"model.weights={tmp_path}", "--set", "train.max_failures=50"
+    )
+    assert str(tmp_path) in said
+
+
+@pytest.mark.soak
+def test_a_damaged_member_is_one_line_that_names_it(study: Path, cluster: Cluster, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(study, tmp_path / "damaged", ignore=shutil.ignore_patterns("runs")))
+    index = pd.read_parquet(damaged / "shards/index.parquet")
+    for row in index.itertuples():
+        with (damaged / "shards" / str(row.shard)).open("r+b") as shard:
+            shard.seek(int(str(row.offset)) + int(str(row.size)) // 2)
+            shard.write(b"damaged")
+    said = refused_run(damaged, cluster, "main", "--set", "train.max_failures=0", code=1)
+    found = index[[str(key) in said for key in index["key"]]]
+    assert len(found) == 1
+    assert str(found["shard"].iloc[0]) in said
+    assert str(found["offset"].iloc[0]) in said
+
+
+def test_workers_that_never_start_are_given_up(study: Path, cluster: Cluster) -> None:
+    said = refused_run(
+        study, cluster, "many", "--set", "train.workers=5", "--set", "train.wait_minutes=0.05", code=1,
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="2",
+    )  # fmt: skip
+    assert "no 5 workers with 1 CPU each within 0.05 minutes (train.wait_minutes)" in said
+
+
+@pytest.mark.soak
+def test_when_its_hours_are_over_it_ends_with_one_line_and_goes_on_later(
+    reference: Ended, study: Path, cluster: Cluster
+) -> None:
+    said = refused_run(study, cluster, "hours", "--set", "train.max_hours=0.001", code=1)
+    assert re.search(r"train.max_hours 0.001 are over after \d+ optimizer steps; run the same command again", said)
+    assert_same(undisturbed(study, cluster, "hours"), reference)
+
+
+def refused_run(
+    study: Path, cluster: Cluster, name: str, *options: str, code: int = 2, **environment: str
+) -> str:
+    command = ("run", study, "--name", name, "--from", "split", "--to", "train", *KEEP_ALL, *options)
+    return refused(*command, code=code, RAY_ADDRESS=cluster.nodes.address, **environment)

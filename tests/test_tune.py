@@ -20,6 +20,7 @@ from hcs_ray.stage import read_record
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import open_study
 from hcs_ray.tables import read_embeddings
+from hcs_ray.tune import folds
 from hcs_ray.tune.sweep import _can_go_on
 from tests.command import HCS_RAY, hcs_ray, refused
 from tests.conftest import REPOSITORY
@@ -244,6 +245,36 @@ def assert_went_on(study: Path, folder: Path) -> None:
     saved = torch.load(study / own[-1]["checkpoint"] / "checkpoint.ckpt", weights_only=True)
     for optimizer in saved["optimizer_states"]:
         assert {group["lr"] for group in optimizer["param_groups"]} == {wanted}
+
+
+@pytest.mark.soak
+def test_compounds_left_out_are_scored_in_their_own_folds(study: Path, tmp_path: Path, cluster: str) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    names = folds.compounds(open_study(str(study)))
+    sweep.write_text(
+        f"space: {{split.leave_out: {{kind: compounds, values: {json.dumps(names[:2])}}}}}\n"
+        "fixed: {train.epochs: 1}\nresources: {workers: 1}\n"
+    )
+    done = hcs_ray("tune", study, sweep, RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((study / "sweeps/main/evaluation.json").read_text())["settings"]
+    assert len(found) == 1
+    assert found[0]["folds"]["evaluated"] == 2
+    assert sorted(found[0]["folds"]["missing"]) == names[2:]
+    table = pd.read_parquet(study / "sweeps/main/treatments.parquet")
+    assert set(table.loc[table["trial"].notna(), c.COMPOUND]) == set(names[:2])
+    assert "learned from a split of its own" in refused("embed", study, "--run", "sweep:main/best")
+
+
+@pytest.mark.soak
+def test_layouts_are_swept_without_any_training(swept: Path, tmp_path: Path, cluster: str) -> None:
+    folder = Path(shutil.copytree(swept, tmp_path / "demo"))
+    done = hcs_ray("embed", folder, "--run", "sweep:main/best", RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder / "sweeps/main/ray")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("objective: map\nspace: {map.neighbors: {kind: grid, values: [3, 15]}}\n")
+    assert "stale" in refused("tune", folder, sweep), "the sweep that the embedding came from is not replaced"
 
 
 @pytest.mark.soak

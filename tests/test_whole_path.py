@@ -310,22 +310,3 @@ def assert_equal_but_for_raw(one: Storage, other: Storage) -> None:
     embedded = [read_embeddings(open_study(storage.url)) for storage in (one, other)]
     np.testing.assert_allclose(embedded[0][1], embedded[1][1], rtol=1e-5, atol=1e-5)
     assert pd.read_parquet(io.BytesIO(other.read("maps/main.parquet"))).shape[0] == len(embedded[1][1])
-
-
-def test_a_sweep_writes_its_leaderboard(study: Path, cluster: str, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text(
-        "trials: 2\nconcurrent_trials: 2\nscheduler: {kind: asha, grace_epochs: 1}\n"
-        "fixed: {train.epochs: 2, train.workers: 1, train.cpus_per_worker: 0.5}\n"
-        "search: {train.lr: {kind: loguniform, low: 1.0e-3, high: 1.0e-2}}\n"
-    )
-    done = hcs_ray("tune", study, sweep, RAY_ADDRESS=cluster)
-    assert done.returncode == 0, done.stderr
-    board = pd.read_parquet(study / "sweeps/main/leaderboard.parquet")
-    assert list(board["rank"]) == [1, 2]
-    assert board["score"].is_monotonic_decreasing
-    assert board["score"].between(0, 1).all()
-    assert board["train.lr"].between(1e-3, 1e-2).all()
-    assert board["train.lr"].nunique() == 2
-    again = hcs_ray("tune", study, sweep, RAY_ADDRESS=cluster)
-    assert "complete" in again.stderr

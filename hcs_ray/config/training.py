@@ -30,6 +30,14 @@ class ModelConfig(Section):
         4, description="control fields a plate that anchor a batch; four times as many when it is used"
     )
 
+    @pydantic.model_validator(mode="after")
+    def _normalizable(self) -> ModelConfig:
+        if self.normalization == "control_anchored" and self.backbone.startswith(("convnext", "dino")):
+            raise ValueError(
+                f"normalization control_anchored needs batch normalisation, and {self.backbone} has none"
+            )
+        return self
+
 
 class AugmentConfig(Section):
     """Random changes of a training field, drawn from (seed, epoch, key); zero and false switch one off."""
@@ -56,7 +64,7 @@ class AdversaryConfig(Section):
     fields: Literal["controls", "all"] = Field(
         "controls", description="which fields it sees; of all, it also unlearns the treatments of a week"
     )
-    weight: Annotated[float, Field(gt=0)] = Field(0.1, description="of the reversed gradient, when warm")
+    weight: Annotated[float, Field(gt=0)] = Field(0.03, description="of the reversed gradient, when warm")
     warmup: Probability = Field(0.3, description="share of the training over which the weight grows")
 
 

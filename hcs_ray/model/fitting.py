@@ -213,6 +213,8 @@ class _Keeper(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, state = _ours(pl_module), self._state
+        if state.samples < self._listed:
+            return  # its time is over: the checkpoint of its last step says where to go on
         row = {"epoch": float(state.epoch), "optimizer_steps": float(state.step)}
         point = self._point(module)
         names = module.loss_names
@@ -275,7 +277,7 @@ class _Keeper(pl.Callback):
         world = ranks.world_size()
         state.generators = {"seed": self._run.config.seed, "step": state.step, "ranks": world}
         with tempfile.TemporaryDirectory() as folder:
-            trainer.save_checkpoint(Path(folder, CHECKPOINT_FILE))
+            trainer.save_checkpoint(Path(folder, CHECKPOINT_FILE), weights_only=False)
             self._rank.report({**metrics, "optimizer_steps": float(state.step)}, Path(folder))
 
 

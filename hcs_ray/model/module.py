@@ -150,9 +150,14 @@ class MoaModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, _: torch.optim.Optimizer) -> None:
         # Lightning has unscaled the gradients of fp16 by now.
-        if self.config.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-            self._norm = norm.detach()
+        if self.config.clip_norm is None:
+            return
+        head = [] if self.network.domain is None else list(self.network.domain.parameters())
+        others = {id(parameter) for parameter in head}
+        learned = [parameter for parameter in self.network.parameters() if id(parameter) not in others]
+        self._norm = torch.nn.utils.clip_grad_norm_(learned, self.config.clip_norm).detach()
+        # The adversary's head learns faster than all else; its gradients would drown theirs.
+        torch.nn.utils.clip_grad_norm_(head, self.config.clip_norm)
 
     def figures(self) -> dict[str, float]:
         """Learning rate, reversal, and the norm of the last gradient where it is clipped."""

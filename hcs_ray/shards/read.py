@@ -77,7 +77,7 @@ class ShardReader:
     """
 
     def __init__(self, storage: Storage, record: StageRecord, cache: MemberCache | None = None) -> None:
-        self._storage = storage
+        self.storage = storage
         self._record = record
         self._cache = None if self.is_local else cache
         self.manifest: dict[str, Any] = read_manifest(storage, record)
@@ -90,7 +90,7 @@ class ShardReader:
     @property
     def is_local(self) -> bool:
         """Whether reading waits for a disk at most, not for a network."""
-        return isinstance(self._storage, LocalStorage)
+        return isinstance(self.storage, LocalStorage)
 
     def fetch(self, member: Member) -> Fetched:
         """A member's bytes, not yet decoded.
@@ -171,13 +171,13 @@ class ShardReader:
         if offset < before:
             raise self._damaged(shard, offset, "no tar has a member there")
         try:
-            return self._storage.read_range(f"shards/{shard}", offset - before, before + size)
+            return self.storage.read_range(f"shards/{shard}", offset - before, before + size)
         except HcsError as error:
             raise type(error)(f"the member at byte {offset} of {error}") from None
 
     def _damaged(self, shard: str, offset: int, why: str) -> HcsError:
         return HcsError(
-            f"{self._storage.url}/shards/{shard}: the member at byte {offset} is damaged ({why}); "
+            f"{self.storage.url}/shards/{shard}: the member at byte {offset} is damaged ({why}); "
             "copy the shard again or run hcs-ray shard --force"
         )
 
@@ -196,7 +196,7 @@ class ShardReader:
     def plate(self, name: str, site: int | None = None) -> Plate:
         """The corrections of a plate, for a site where they differ by site; the last few plates are kept."""
         if name not in self.manifest["plates"]:
-            raise InputError(f"{self._storage.url}/{MANIFEST}: has no plate {name}")
+            raise InputError(f"{self.storage.url}/{MANIFEST}: has no plate {name}")
         sites = self.manifest["plates"][name]["sites"]
         with self._loading:  # the threads that want a plate wait for the one that reads it
             return self._plate(name, None if sites is None else sites.index(site))
@@ -211,7 +211,7 @@ class ShardReader:
         return Plate(gain=(1 / (np.stack(functions) * spread)).astype(np.float32), bias=-low / spread)
 
     def _illumination(self, path: str) -> FloatArray:
-        data = self._retried(lambda: self._record.read(self._storage, path))
+        data = self._retried(lambda: self._record.read(self.storage, path))
         return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
 
 

@@ -9,11 +9,14 @@ import time
 from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import RunningState
+from ray.train.v2._internal.execution.controller.state import PreemptingState, RunningState
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.session import cause_of
+
+# A worker group is there: it trains, or uses the time that a node's notice leaves it.
+_STARTED = (RunningState, PreemptingState)
 
 
 class Limits(ControllerCallback):
@@ -26,11 +29,14 @@ class Limits(ControllerCallback):
 
     def __init__(self, wait_s: float, wanted: str) -> None:
         self._wait_s, self._wanted = wait_s, wanted
-        self._waiting_since = time.monotonic()
+        self._waiting_since = 0.0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._waiting_since = time.monotonic()  # of the machine of the controller
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         _end_at_bad_input(current_state)
-        if RunningState in (type(previous_state), type(current_state)):
+        if isinstance(current_state, _STARTED) or isinstance(previous_state, _STARTED):
             self._waiting_since = time.monotonic()
         elif time.monotonic() - self._waiting_since > self._wait_s:
             raise HcsError(

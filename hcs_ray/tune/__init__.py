@@ -27,6 +27,7 @@ from hcs_ray.tune.board import ENDED, STOPPED, Entry, curves, leaderboard
 from hcs_ray.tune.capacity import capacity
 from hcs_ray.tune.judging import judged
 from hcs_ray.tune.models import hand_on
+from hcs_ray.tune.pictures import PICTURE, picture
 from hcs_ray.tune.space import Space
 from hcs_ray.tune.sweep import run_trials
 from hcs_ray.tune.terminal import show
@@ -45,8 +46,8 @@ def tune(
 ) -> dict[str, Any]:
     """Run the sweep of a YAML file over this study, or go on with it.
 
-    Writes ``sweeps/NAME/leaderboard.parquet`` (current while it runs) and, at the end, ``history.parquet``,
-    ``leaderboard.svg``, ``sweep.json`` and each trial's ``model.pt``; for left-out compounds
+    Writes ``sweeps/NAME/leaderboard.parquet`` and its picture ``leaderboard.svg``, current while it runs, and
+    at the end ``history.parquet``, ``sweep.json`` and each trial's ``model.pt``; for left-out compounds
     ``evaluation.json`` and ``treatments.parquet``, too.
 
     Args:
@@ -150,9 +151,14 @@ class _Sweep:
         run_trials(self.work, fit, watcher)
         self._close(watcher.entries(), {name: trial.last_result for name, trial in watcher.trials.items()})
 
-    def _write_board(self, table: pd.DataFrame) -> None:
+    def _write_board(self, table: pd.DataFrame, draw: bool) -> None:
+        """What can be looked at while the sweep runs; the record lists what is written at its end."""
+        storage = self.study.storage
         data = parquet_bytes(pa.Table.from_pandas(table, preserve_index=False))
-        self.study.storage.write(self.writer.path(LEADERBOARD), data)
+        storage.write(self.writer.path(LEADERBOARD), data)
+        if draw:
+            rows = {trial: read_rows(storage, self.work.trial_folder(trial)) for trial in table["trial"]}
+            storage.write(self.writer.path(PICTURE), picture(table, curves(rows), self.space.sweep))
 
     def _close(self, entries: list[Entry], results: dict[str, Any]) -> None:
         """Write what the sweep leaves, from what its trials have left."""
@@ -167,7 +173,7 @@ class _Sweep:
         self.writer.write_table(LEADERBOARD, table)
         history = curves(rows)
         self.writer.write_table(CURVES_FILE, history)
-        self._draw(table, history)
+        self.writer.write(PICTURE, picture(table, history, self.space.sweep))
         self._list_models(table)
         if self.space.sweep.compounds is not None:
             self._evaluate(entries)
@@ -188,11 +194,6 @@ class _Sweep:
         return replace(
             entry, scores=scores, epochs=int(figures["epochs"]), steps=int(figures["optimizer_steps"])
         )
-
-    def _draw(self, table: pd.DataFrame, history: pd.DataFrame) -> None:
-        from hcs_ray.tune.pictures import PICTURE, picture
-
-        self.writer.write(PICTURE, picture(table, history, self.space.sweep))
 
     def _list_models(self, table: pd.DataFrame) -> None:
         """List the networks, and, for left-out compounds, what they say; ``sweep.json`` names the best."""

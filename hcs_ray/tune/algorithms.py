@@ -133,11 +133,12 @@ def _optuna(space: Space, config: OptunaSearcher) -> Any:
 
     quiet: Any = optuna.logging.set_verbosity  # untyped
     quiet(optuna.logging.ERROR)
+    samplers: Any = optuna.samplers  # untyped
     seed = space.sweep.seed
-    sampler: Any = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=config.population),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+    sampler = {
+        "tpe": lambda: samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials),
+        "nsga2": lambda: samplers.NSGAIISampler(seed=seed, population_size=config.population),
+        "random": lambda: samplers.RandomSampler(seed=seed),
     }[config.sampler]()
     goals = space.sweep.metric
     several = len(goals) > 1

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray.config import SearchSpace, SweepConfig
+from hcs_ray.config.sweep import LISTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,10 @@ _QUIET: Final = "#c5cad1"  # a trial without a score
 _TEXT: Final = "#20242a"
 _TICKS: Final = 4
 _LONGEST_LABEL: Final = 18
+_LABEL: Final[dict[str, Any]] = {
+    "fontsize": 7, "color": _TEXT, "va": "center", "zorder": 5,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+}  # fmt: skip
 _ABSENT: Final = -0.12  # where a key was not active
 
 Positions = npt.NDArray[np.float64]
@@ -54,7 +59,7 @@ def picture(table: pd.DataFrame, history: pd.DataFrame, sweep: SweepConfig) -> b
 
 
 def _colours(table: pd.DataFrame, sweep: SweepConfig) -> dict[str, str]:
-    """Trial -> colour by its score, the better the lighter end of the scale."""
+    """Trial -> colour by its score, the better the darker."""
     import matplotlib
     from matplotlib.colors import to_hex
 
@@ -94,21 +99,21 @@ def _axis(axes: Axes, x: int, table: pd.DataFrame, name: str, sweep: SweepConfig
     axes.axvline(x, color=_QUIET, linewidth=1.0, zorder=0)
     places, ticks = _places(table[name], space)
     for place, label in ticks:
-        axes.text(x + 0.03, place, label, fontsize=7, color=_TEXT, va="center")
+        axes.text(x + 0.03, place, label, **_LABEL)
     if np.isnan(places).any() and space is not None:
-        axes.text(x + 0.03, _ABSENT, "not set", fontsize=7, color=_TEXT, va="center")
+        axes.text(x + 0.03, _ABSENT, "not set", **_LABEL)
         return np.where(np.isnan(places), _ABSENT, places)
     return places
 
 
 def _places(column: pd.Series[Any], space: SearchSpace | None) -> tuple[Positions, list[tuple[float, str]]]:
     """Shares of an axis, 0 to 1, and its ticks: by value, by its logarithm, or one place a listed value."""
-    if not pd.api.types.is_numeric_dtype(column):
-        listed = sorted({str(value) for value in column.dropna()})
+    if space is not None and space.kind in LISTED:
+        listed = sorted(set(column.dropna()))
         spots = {value: _share(i, 0, len(listed) - 1) for i, value in enumerate(listed)}
-        places = np.array([spots.get(str(value), np.nan) for value in column], float)
+        places = np.array([spots.get(value, np.nan) for value in column], float)
         every = max(1, math.ceil(len(listed) / 12))
-        return places, [(spots[value], _short(value)) for value in listed[::every]]
+        return places, [(spots[value], _short(_words(value))) for value in listed[::every]]
     values = column.to_numpy(float)
     known = values[~np.isnan(values)]
     if not len(known):
@@ -146,6 +151,10 @@ def _curves(
     axes.legend(frameon=False, loc="best")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _words(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _short(name: str) -> str:

@@ -72,13 +72,16 @@ class TrainTrial(ray.tune.Trainable):
         prepare_environment()
         self._work = work
         self._values = work.space.values(config)
+        self._epochs = work.space.study_config(self._values).train.epochs
         self._name = trial_name(self.trial_id, config)
         self._training: _Training | None = None
         self._pointer: Row | None = None
         self._told = 0
 
     def step(self) -> Row:
-        """The next epoch, or the last one again with ``done`` when the training has ended.
+        """The next epoch; ``done`` with the last one, when the training has written what it leaves.
+
+        So no scheduler asks whether to go on after the last epoch.
 
         Raises:
             HcsError: the training failed; the line is in the trial's folder, too.
@@ -88,7 +91,9 @@ class TrainTrial(ray.tune.Trainable):
         row = self._training.next_after(self._told)
         if row is not None:
             self._told += 1
-            return self._result(done=False)
+            if int(row["epoch"]) + 1 < self._epochs:
+                return self._result(done=False)
+            self._training.wait()
         return self._result(done=True)
 
     def save_checkpoint(self, checkpoint_dir: str) -> Row:
@@ -156,11 +161,16 @@ class _Training:
             if len(self.rows) > told:
                 return self.rows[told]
             if not alive:
-                break
+                self.wait()
+                return None
             time.sleep(_POLL_SECONDS)
+
+    def wait(self) -> None:
+        """Until the training has ended; raises its error."""
+        self._thread.join()
+        self.rows = read_rows(self._storage, self.folder)
         if self._error is not None:
             raise self._error
-        return None
 
     def _run(self) -> None:
         try:

@@ -19,6 +19,7 @@ from hcs_ray.tune.trials import ERROR_FILE, FINISHED, Work, trial_name
 
 LEADERBOARD: Final = "leaderboard.parquet"
 _SECONDS: Final = 1.0  # between two writings of the leaderboard
+_PICTURE_SECONDS: Final = 15.0  # and of its picture, which takes some
 _LONGEST_ERROR: Final = 300
 
 Say = Callable[[str], None]
@@ -28,15 +29,16 @@ class Watcher:
     """A sweep's board.
 
     Args:
-        write: writes the table, whole; called again and again.
+        write: writes the table, whole, again and again; and now and then, where it is told so, the picture.
         say: takes a line for the terminal.
     """
 
     def __init__(
-        self, work: Work, write: Callable[[pd.DataFrame], None], progress: Progress, say: Say
+        self, work: Work, write: Callable[[pd.DataFrame, bool], None], progress: Progress, say: Say
     ) -> None:
         self._work, self._write, self._progress, self._say = work, write, progress, say
-        self._began, self._written = time.monotonic(), 0.0
+        self._began = time.monotonic()
+        self._written = self._drawn = 0.0
         self._best: tuple[str, float] | None = None
         self._ended_at_best = 0
         self._ended = 0
@@ -52,9 +54,13 @@ class Watcher:
         ended = sum(entry.status in (ENDED, STOPPED, FAILED) for entry in entries)
         table = leaderboard(entries, self._work.space.sweep)
         self._tell(table, ended)
-        if ended != self._ended or time.monotonic() - self._written > _SECONDS:
-            self._ended, self._written = ended, time.monotonic()
-            self._write(table)
+        now = time.monotonic()
+        if ended == self._ended and now - self._written < _SECONDS:
+            return
+        draw = ended != self._ended and now - self._drawn > _PICTURE_SECONDS
+        self._write(table, draw)
+        self._ended, self._written = ended, time.monotonic()
+        self._drawn = self._written if draw else self._drawn
 
     def entries(self) -> list[Entry]:
         """All trials as Tune knows them."""
