@@ -50,7 +50,7 @@ class Node:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 for argument in process.cmdline():
-                    if argument.startswith("--node-id="):
+                    if argument.startswith("--node_id="):
                         return argument.partition("=")[2]
         raise AssertionError(f"node {self.name} has no raylet")
 

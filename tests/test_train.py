@@ -5,25 +5,33 @@ Most tests train in this process, without Ray: what they check is `hcs_ray.model
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError
 from hcs_ray.model import fitting
+from hcs_ray.model.augment import centre
 from hcs_ray.model.checkpoint import CHECKPOINT_FILE, CHECKPOINT_KEY, RunState
 from hcs_ray.model.epochs import epoch_list
-from hcs_ray.model.loader import training_batches
+from hcs_ray.model.loader import FieldSource, training_batches
 from hcs_ray.model.module import MoaModule
 from hcs_ray.model.network import SCORE, MoaNetwork
 from hcs_ray.model.targets import LABEL
-from tests.training_study import Alone, draw_study, run_with
+from hcs_ray.study import Study, open_study
+from hcs_ray.train import load_network, read_metrics
+from tests.command import hcs_ray
+from tests.training_study import Alone, draw_study, run_of, run_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -286,3 +294,67 @@ def test_when_its_time_is_over_it_ends_with_a_checkpoint_to_go_on_from(
 def test_a_checkpoint_of_another_version_is_one_line() -> None:
     with pytest.raises(HcsError, match=r"a checkpoint has format 1; this version reads 2.*--force"):
         RunState.from_plain({"format": 1, "epoch": 0})
+
+
+def test_a_damaged_member_is_one_line_that_names_shard_key_and_offset(study: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(study, tmp_path / "damaged"))
+    run = run_with(damaged)
+    member = run.source(c.TRAIN).fields.iloc[7]
+    with (damaged / "shards" / member[c.SHARD]).open("r+b") as shard:
+        shard.seek(member[c.OFFSET] + member[c.SIZE] // 2)
+        shard.write(b"damaged")
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(HcsError) as error:
+        Alone(tmp_path / "alone").fit(run)
+    for named in (member[c.KEY], member[c.SHARD], str(member[c.OFFSET])):
+        assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+KEY = 40 * "5ec7e7"
+
+
+def test_the_command_leaves_all_that_was_learned_and_no_secret(study: Path, cluster: str) -> None:
+    done = hcs_ray("train", study, "--set", "train.tensorboard=true", RAY_ADDRESS=cluster, WANDB_API_KEY=KEY)
+    assert done.returncode == 0, done.stderr
+    folder = study / "runs/main"
+    opened = open_study(str(study), overrides=["train.tensorboard=true"])
+    assert {Path(path).name for path in opened.require("train").outputs} >= {"model.pt", "metrics.csv"}
+    summary = read_metrics(opened)
+    history = pd.read_csv(folder / "metrics.csv")
+    assert list(history["optimizer_steps"]) == [11, STEPS]
+    assert summary["selected"][SCORE] == pytest.approx(history[SCORE].max())
+    assert summary["test"]["test_balanced_accuracy"] == pytest.approx(tested_again(opened), abs=1e-6)
+    sides = [
+        set(summary[f"{side}_compounds"]) - {"DMSO", "taxol"} for side in ("train", "validation", "test")
+    ]
+    assert all(sides)
+    assert not sides[0] & sides[2]
+    assert not sides[1] & sides[2]
+    assert pd.read_parquet(folder / "seen.parquet")["times_seen"].tolist() == [2] * 44
+    points = pd.read_csv(folder / "points.csv")
+    assert set(points["optimizer_steps"]) == {2, 4, 6, 8, 10, 11, 12, 14, 16, 18, 20, STEPS}
+    assert pd.read_csv(folder / "confusion.csv", index_col=0).to_numpy().sum() == summary["test_fields"]
+    assert (folder / "misclassified.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+    assert list(folder.glob("tensorboard/**/events.*"))
+    secrets = [
+        KEY.encode(),
+        *(os.environ[name].encode() for name in ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY")),
+    ]
+    for path in folder.rglob("*"):
+        assert path.is_dir() or not any(secret.encode() in path.read_bytes() for secret in secrets), path
+
+
+def tested_again(opened: Study) -> float:
+    """Balanced accuracy of the network that was kept, from all test fields at once, by another library."""
+    network, spec = load_network(opened)
+    run = run_of(opened)
+    fields = run.fields[(run.fields[c.SIDE] == c.TEST) & (run.fields[LABEL] >= 0)]
+    middle = centre(run.reader.shape, run.config.crop_px)
+    source = FieldSource(run.reader, fields, run.config.downsample)
+    images = torch.from_numpy(np.stack([source.image(row, middle) for row in range(len(fields))]))
+    with torch.inference_mode():
+        predicted = network(images).moa.argmax(1).numpy()
+    assert predicted.max() < len(spec.classes)
+    return float(balanced_accuracy_score(fields[LABEL], predicted))

@@ -269,12 +269,25 @@ def test_compounds_left_out_are_scored_in_their_own_folds(study: Path, tmp_path:
 @pytest.mark.soak
 def test_layouts_are_swept_without_any_training(swept: Path, tmp_path: Path, cluster: str) -> None:
     folder = Path(shutil.copytree(swept, tmp_path / "demo"))
-    done = hcs_ray("embed", folder, "--run", "sweep:main/best", RAY_ADDRESS=cluster)
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder / "sweeps/main/ray")
+    named = ("--name", "second")
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("objective: map\nspace: {map.neighbors: {kind: grid, values: [3, 15]}}\n")
-    assert "stale" in refused("tune", folder, sweep), "the sweep that the embedding came from is not replaced"
+    assert "embed second is not complete" in refused("tune", folder, sweep, *named)
+    for command in (["split"], ["embed", "--run", "sweep:main/best"], ["tune", sweep]):
+        done = hcs_ray(command[0], folder, *command[1:], *named, RAY_ADDRESS=cluster)
+        assert done.returncode == 0, done.stderr
+    assert f"Next: hcs-ray map {folder} --name second --force --set map.neighbors=" in done.stderr
+    board = pd.read_parquet(folder / "sweeps/second/leaderboard.parquet")
+    assert sorted(board["map.neighbors"]) == [3, 15]
+    assert board["score"].between(0.5, 1).all()
+
+
+def test_a_network_is_not_judged_by_compounds_that_it_learned_from(swept: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(swept, tmp_path / "demo"))
+    other = ("--name", "second", "--set", "split.seed=5")
+    assert hcs_ray("split", folder, *other).returncode == 0
+    message = refused("embed", folder, "--run", "sweep:main/best", *other)
+    assert "sweep main learned from another split than that of second" in message
 
 
 @pytest.mark.soak

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from hcs_ray.config.base import ExecutionSection, NonNegativeInt, PositiveInt, Probability, Section
+from hcs_ray.config.base import ExecutionSection, NonNegativeInt, PositiveInt, Section
 
 
 class ShardsConfig(ExecutionSection):

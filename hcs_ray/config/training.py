@@ -9,9 +9,7 @@ from pydantic import Field
 
 from hcs_ray.config.base import ExecutionSection, NonNegativeInt, PositiveInt, Probability, Section
 
-Backbone = Literal[
-    "tiny", "resnet18", "resnet50", "convnextv2-atto", "convnextv2-tiny", "dinov2-small"
-]
+Backbone = Literal["tiny", "resnet18", "resnet50", "convnextv2-atto", "convnextv2-tiny", "dinov2-small"]
 Workers = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
@@ -19,7 +17,7 @@ class ModelConfig(Section):
     """The network."""
 
     backbone: Backbone = "resnet18"
-    weights: str | None = Field(None, description="none, a local or s3:// folder, or a name on a model hub")
+    weights: str | None = Field(None, description="none, a local or s3:// folder or file, or a name on a hub")
     dmso_class: bool = Field(True, description="negative controls are a class of their own")
     dropout: Probability = 0.0
     normalization: Literal["batch", "control_anchored"] = Field(

@@ -17,6 +17,7 @@ from hcs_ray.session import cause_of
 
 # A worker group is there: it trains, or uses the time that a node's notice leaves it.
 _STARTED = (RunningState, PreemptingState)
+_PAUSE_S = 0.5
 
 
 class Limits(ControllerCallback):
@@ -43,6 +44,8 @@ class Limits(ControllerCallback):
                 f"no {self._wanted} within {self._wait_s / 60:g} minutes (train.wait_minutes); "
                 "what was learned is kept: run the same command again to go on"
             )
+        elif type(current_state) is type(previous_state):
+            time.sleep(_PAUSE_S)  # an elastic run's controller asks again at once, and takes a core for that
 
 
 def _end_at_bad_input(state: Any) -> None:

@@ -37,6 +37,7 @@ from hcs_ray.tune.space import Space, Values
 TRIALS: Final = "trials"
 EPOCHS_FILE: Final = "epochs.json"  # what a training has told: a row an epoch
 VALUES_FILE: Final = "values.json"
+ENDED_FILE: Final = "ended.json"  # the training has come to its end and written what it leaves
 ERROR_FILE: Final = "error.txt"
 _START: Final = "start"  # the checkpoint that an exploiting training begins from
 FINISHED: Final = "finished"  # of a result: the trial came to its own end (Tune's ``done`` also when stopped)
@@ -151,7 +152,9 @@ class _Training:
         self.rows = read_rows(self._storage, folder)
         self._work, self._values, self._start = work, values, start
         self._thread = threading.Thread(target=self._run, name=f"train-{name}", daemon=True)
-        self._thread.start()
+        # Tune may have been killed before it heard of the end of a trial.
+        if self._storage.size(f"{folder}/{ENDED_FILE}") is None:
+            self._thread.start()
 
     def next_after(self, told: int) -> Row | None:
         """The row behind so many told ones, as soon as it is there; None at the end."""
@@ -167,7 +170,8 @@ class _Training:
 
     def wait(self) -> None:
         """Until the training has ended; raises its error."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self.rows = read_rows(self._storage, self.folder)
         if self._error is not None:
             raise self._error
@@ -179,6 +183,7 @@ class _Training:
             history = fit(job, callbacks=[noted]).state.history
             # A kill between a checkpoint and its note has cost a row; the checkpoint itself has them all.
             noted.replace(history)
+            self._storage.write(f"{self.folder}/{ENDED_FILE}", b"{}")
         except BaseException as error:
             self._error = error
             line = str(error) if isinstance(error, HcsError) else f"{type(error).__name__}: {error}"

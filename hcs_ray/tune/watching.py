@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import pandas as pd
@@ -25,6 +26,15 @@ _LONGEST_ERROR: Final = 300
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class News:
+    """What Tune tells of a trial before it has noted it."""
+
+    trial_id: str
+    result: dict[str, Any] | None = None
+    status: str | None = None
+
+
 class Watcher:
     """A sweep's board.
 
@@ -39,18 +49,15 @@ class Watcher:
         self._work, self._write, self._progress, self._say = work, write, progress, say
         self._began = time.monotonic()
         self._written = self._drawn = 0.0
-        self._best: tuple[str, float] | None = None
+        self._best: float | None = None
         self._ended_at_best = 0
         self._ended = 0
         self.trials: dict[str, Any] = {}  # trial -> Tune's own
 
-    def update(
-        self, trials: Iterable[Any], changed: Any = None, result: dict[str, Any] | None = None
-    ) -> None:
-        """Take over how the trials stand; ``result`` is newer than what the changed one knows itself."""
+    def update(self, trials: Iterable[Any], news: News | None = None) -> None:
+        """Take over how the trials stand; the news of one are newer than what Tune's trial knows itself."""
         self.trials = {trial_name(trial.trial_id, trial.config): trial for trial in trials}
-        newer = {changed.trial_id: result} if changed is not None and result is not None else {}
-        entries = [self._entry(name, trial, newer) for name, trial in self.trials.items()]
+        entries = [self._entry(name, trial, news) for name, trial in self.trials.items()]
         ended = sum(entry.status in (ENDED, STOPPED, FAILED) for entry in entries)
         table = leaderboard(entries, self._work.space.sweep)
         self._tell(table, ended)
@@ -64,7 +71,7 @@ class Watcher:
 
     def entries(self) -> list[Entry]:
         """All trials as Tune knows them."""
-        return [self._entry(name, trial, {}) for name, trial in self.trials.items()]
+        return [self._entry(name, trial) for name, trial in self.trials.items()]
 
     def is_enough(self) -> bool:
         """Whether a rule ends the whole sweep."""
@@ -87,16 +94,20 @@ class Watcher:
         self._progress(ended, max(self._work.space.trials, len(table)))
         if not len(table) or pd.isna(table["score"].iloc[0]):
             return
-        best = (str(table["trial"].iloc[0]), float(table["score"].iloc[0]))
-        if best != self._best:
-            first, self._best, self._ended_at_best = self._best is None, best, ended
-            goal = self._work.space.sweep.goal.name
-            self._say(f"  {'first' if first else 'best so far'}: {goal} {best[1]:.4g} ({best[0]})")
+        goal, score = self._work.space.sweep.goal, float(table["score"].iloc[0])
+        if self._best is None or (score > self._best if goal.mode == "max" else score < self._best):
+            self._best, self._ended_at_best = score, ended
+            self._say(f"  best so far: {goal.name} {score:.4g} ({table['trial'].iloc[0]})")
 
-    def _entry(self, name: str, trial: Any, newer: dict[str, Any]) -> Entry:
-        result = newer.get(trial.trial_id, trial.last_result) or {}
+    def _entry(self, name: str, trial: Any, news: News | None = None) -> Entry:
+        known, status = trial.last_result or {}, trial.status
+        if news is not None and news.trial_id == trial.trial_id:
+            known, status = news.result or known, news.status or status
+        return self._as_entry(name, trial, known, status)
+
+    def _as_entry(self, name: str, trial: Any, result: dict[str, Any], of_tune: str) -> Entry:
         goals = [goal.name for goal in self._work.space.sweep.metric]
-        status = _status(trial.status, bool(result.get(FINISHED)))
+        status = _status(of_tune, bool(result.get(FINISHED)))
         return Entry(
             trial=name,
             values=self._work.space.values(trial.config),
@@ -129,13 +140,15 @@ class Reports(ray.tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if Reports.watcher is not None:
-            Reports.watcher.update(trials, trial, result)
+            Reports.watcher.update(trials, News(trial.trial_id, result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if Reports.watcher is not None:
-            Reports.watcher.update(trials)
+            Reports.watcher.update(trials, News(trial.trial_id, status="TERMINATED"))
 
-    on_trial_error = on_trial_complete
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if Reports.watcher is not None:
+            Reports.watcher.update(trials, News(trial.trial_id, status="ERROR"))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if Reports.watcher is not None:
