@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hcs_ray.contracts import HcsError, InputError, Progress
+from hcs_ray.figure_lines import figure_lines
 
 if TYPE_CHECKING:
     from hcs_ray.study import Study
@@ -223,7 +224,7 @@ def tune(
     with _bar("tune", "trials") as progress:
         figures = run_tune(opened, sweep, progress, force, _say)
     show_leaderboard(opened)
-    _say(_figures(figures))
+    _say(figure_lines(figures))
     folder = f"{opened.storage.url}/{opened.place('tune').folder}"
     _say(f"Leaderboard: {folder}/leaderboard.parquet, its picture: {folder}/leaderboard.svg")
     _say(next_step(opened))
@@ -363,29 +364,8 @@ def _run_stage(study: Study, stage: str, force: bool) -> dict[str, Any]:
     with _bar(stage, unit) as progress:
         runner: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
         figures = runner(study, progress, force)
-    _say(_figures(figures))
+    _say(figure_lines(figures))
     return figures
-
-
-def _figures(figures: dict[str, Any]) -> str:
-    """One line of small figures, then a line for each with words of its own."""
-    plain = [f"{name}: {_words(value)}" for name, value in figures.items() if not _worded(value)]
-    lines = [f"  {'; '.join(plain)}"] if plain else []
-    lines += [f"  {name + ':':<30}{_words(value)}" for name, value in figures.items() if _worded(value)]
-    return "\n".join(lines)
-
-
-def _worded(value: Any) -> bool:
-    return isinstance(value, dict) and "text" in value
-
-
-def _words(value: Any) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    if not _worded(value):
-        return ", ".join(f"{inner} {name}" for name, inner in value.items())
-    chance = {None: "", True: ", above chance", False: ", NOT above chance"}[value.get("above_chance")]
-    return f"{value['text']}{chance}"
 
 
 def _bar(stage: str, unit: str) -> AbstractContextManager[Progress]:
@@ -400,7 +380,7 @@ def _say(text: str) -> None:
 
 def _farewell(study: Study, stages: list[str], headline: dict[str, Any]) -> None:
     if headline:
-        _say(f"\nHeadline\n{_figures(headline)}")
+        _say(f"\nHeadline\n{figure_lines(headline)}")
     _say("")
     for stage in stages:
         _say(f"{stage:<9} {study.storage.url}/{study.place(stage).folder}")

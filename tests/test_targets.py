@@ -117,7 +117,8 @@ def test_what_cannot_be_learned_is_one_line() -> None:
     one = one[(one[c.MOA] == "kills") | (one[c.SIDE] != c.TRAIN)]
     with pytest.raises(InputError, match="has 1 classes"):
         targets(one, ModelConfig(), TrainConfig())
-    single = table()[lambda rows: rows[c.PLATE] != "p2"]
+    single = table()
+    single = single[single[c.PLATE] != "p2"]
     adversary = TrainConfig.model_validate({"adversary": {"target": "plate"}})
     with pytest.raises(InputError, match=r"adversary\.target plate: its fields lie on 1"):
         targets(single, ModelConfig(), adversary)
@@ -172,7 +173,8 @@ def test_heads_are_weighed_and_a_probe_still_learns() -> None:
 
 def test_class_weights_have_mean_one_over_the_fields_that_have_a_class() -> None:
     fields = table().loc[[1] * 20 + [2] * 10 + [3] * 5].reset_index(drop=True)
-    fields = fields.assign(**{LABEL: [0] * 20 + [1] * 10 + [NONE] * 5, LISTED: True})
+    fields[LABEL] = [0] * 20 + [1] * 10 + [NONE] * 5
+    fields[LISTED] = True
     weights = class_weights(fields, TrainConfig(), 2)
     torch.testing.assert_close(weights, torch.tensor([0.75, 1.5]))
     torch.testing.assert_close(class_weights(fields, TrainConfig(class_weights=False), 2), torch.ones(2))

@@ -22,7 +22,7 @@ class ModelConfig(Section):
     dropout: Probability = 0.0
     normalization: Literal["batch", "control_anchored"] = Field(
         "batch",
-        description="control_anchored: batch normalisation by the statistics of the plate's negative controls",
+        description="control_anchored: statistics of the plate's negative controls, not of the batch",
     )
     anchor_fields: PositiveInt = Field(
         4, description="control fields a plate that anchor a batch; four times as many when it is used"

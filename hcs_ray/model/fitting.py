@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loops import _TrainingEpochLoop
 
 from hcs_ray import contracts as c
 from hcs_ray.config import StorageConfig, TrainConfig
@@ -111,7 +112,7 @@ def fit(run: Run, rank: Rank, state: RunState, resume: Path | None) -> RunState:
 
 def _trainer(config: TrainConfig, rank: Rank, keeper: pl.Callback) -> pl.Trainer:
     precision: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-    return pl.Trainer(
+    trainer = pl.Trainer(
         max_epochs=config.epochs,
         accelerator="gpu" if config.use_gpu else "cpu",
         devices="auto",
@@ -126,6 +127,18 @@ def _trainer(config: TrainConfig, rank: Rank, keeper: pl.Callback) -> pl.Trainer
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    trainer.fit_loop.epoch_loop = _EpochLoop(trainer)
+    return trainer
+
+
+class _EpochLoop(_TrainingEpochLoop):
+    """Lightning's, without its question to rank 0 in every step whether it got SIGTERM.
+
+    A rank trains in a thread, which gets no signals; and a GPU's answer would have to be waited for.
+    """
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nobody asks."""
 
 
 class _Stream:

@@ -218,9 +218,10 @@ def _clear_other(storage: Storage, folder: str, values: Values) -> None:
     """Delete what a training with other values has left in a folder."""
     path, wanted = f"{folder}/{VALUES_FILE}", json.dumps(values, sort_keys=True).encode()
     found = storage.read_versioned(path)
-    if found is not None and found[0] != wanted:
-        for file in storage.sizes(folder):
-            storage.delete(file)
+    if found is not None and found[0] == wanted:
+        return
+    for file in storage.sizes(folder):
+        storage.delete(file)
     storage.write(path, wanted)
 
 
