@@ -9,7 +9,8 @@ does, read by a DataLoader in process and with 1 and 2 workers; it is taken at t
 reads no more than the slice; "pybbbc's way" reads the field first, which is what its dataset hands out.
 Decoding alone hands members that lie in memory to threads that decode each into one place (`codec.decode`).
 All sides take their turn in every repeat; each is warm. Rates are medians over the repeats; so are ratios,
-each of two rates of the same repeat. Prints Markdown.
+each of two rates of the same repeat. On a machine that others use, compare CPU times: of all processes of a
+side, they say what it takes from idle cores. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import psutil
 import torch
 from field_codecs import drawn, exposed
 from torch.utils.data import DataLoader, Dataset
@@ -183,30 +185,48 @@ def compare(loader: BatchLoader, folder: Path, crops: list[Crop]) -> None:
                     raise SystemExit(f"field {row} is not the peer's")
 
 
-def rates(sides: list[Side], fields: int, repeats: int) -> dict[str, list[float]]:
-    """Fields a second of each side in each repeat, after one that is not counted."""
-    found: dict[str, list[float]] = {side.name: [] for side in sides}
+@dataclass
+class Figures:
+    rates: list[float] = field(default_factory=list)  # fields a second
+    cpu_ms: list[float] = field(default_factory=list)  # a field, of all processes
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+
+def measure(sides: list[Side], fields: int, repeats: int) -> dict[str, Figures]:
+    """Each side in each repeat, after one that is not counted."""
+    found = {side.name: Figures() for side in sides}
     for repeat in range(repeats + 1):
         for side in sides:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), cpu_seconds()
             side.run()
             if repeat:
-                found[side.name].append(fields / (time.perf_counter() - started))
+                found[side.name].rates.append(fields / (time.perf_counter() - started))
+                found[side.name].cpu_ms.append(1000 * (cpu_seconds() - cpu) / fields)
     return found
 
 
-def table(sides: dict[str, list[float]]) -> Iterator[str]:
-    """A row a side: its rate, and its ratio to the peers at their best and to decoding alone."""
-    medians = {name: statistics.median(found) for name, found in sides.items()}
-    best = [max((name for name in sides if name.startswith(way)), key=medians.__getitem__) for way in WAYS]
-    yield f"| side | fields/s | of the best {WAYS[0]} | of the best {WAYS[1]} | of {DECODE} |"
-    yield "|---|" + "---:|" * 4
-    for name, found in sides.items():
+def cpu_seconds() -> float:
+    """Of this process and its workers."""
+    spent = (child.cpu_times() for child in psutil.Process().children())
+    return time.process_time() + sum(times.user + times.system for times in spent)
+
+
+def table(sides: dict[str, Figures]) -> Iterator[str]:
+    """A row a side: rate, CPU time, and how many times as fast as the peers' best and as decoding alone."""
+    by_way = [{name: sides[name].rate for name in sides if name.startswith(way)} for way in WAYS]
+    best = [max(rates, key=rates.__getitem__) for rates in by_way]
+    yield f"| side | fields/s | CPU ms | of the best {WAYS[0]} | of the best {WAYS[1]} | of {DECODE} |"
+    yield "|---|" + "---:|" * 5
+    for name, figures in sides.items():
         ratios = [
-            statistics.median(mine / other for mine, other in zip(found, sides[base], strict=True))
+            statistics.median(a / b for a, b in zip(figures.rates, sides[base].rates, strict=True))
             for base in (*best, DECODE)
         ]
-        yield f"| {name} | {medians[name]:.0f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"
+        cells = [f"{figures.rate:.0f}", f"{statistics.median(figures.cpu_ms):.1f}"]
+        yield f"| {' | '.join([name, *cells, *(f'{ratio:.2f}' for ratio in ratios)])} |"
 
 
 def lines(folder: Path, options: argparse.Namespace) -> Iterator[str]:
@@ -231,7 +251,7 @@ def lines(folder: Path, options: argparse.Namespace) -> Iterator[str]:
         sides += [Side(way, functools.partial(drain, loader)) for way, loader in ours.items()]
         sides += peers(folder, crops, order)
         yield f"**{name}**, {len(members)} of them, {options.threads} threads\n"
-        yield "\n".join(table(rates(sides, len(members), options.repeats))) + "\n"
+        yield "\n".join(table(measure(sides, len(members), options.repeats))) + "\n"
 
 
 def main() -> None:

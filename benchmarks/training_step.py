@@ -154,7 +154,7 @@ class Plain:
         for batch in self._batches:
             logits = self._network(batch["images"]).moa
             loss = torch.nn.functional.cross_entropy(logits, self._labels[batch["rows"]])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             self._schedule.step()

@@ -232,7 +232,7 @@ def test_gradients_are_those_of_the_whole_batch_also_in_parts(
     torch.manual_seed(run.config.seed)
     network = MoaNetwork(run.spec)
     labels = torch.from_numpy(run.source(c.TRAIN).fields[LABEL].to_numpy("int64").copy())[batch["rows"]]
-    torch.nn.functional.cross_entropy(network(batch["images"]).moa, labels).backward()
+    torch.nn.functional.cross_entropy(network(batch["images"]).moa, labels).backward()  # type: ignore[no-untyped-call]
     expected = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
     for device_batch in ("null", "5"):
         parts = run_with(
@@ -324,7 +324,7 @@ def test_the_command_leaves_all_that_was_learned_and_no_secret(study: Path, clus
     history = pd.read_csv(folder / "metrics.csv")
     assert list(history["optimizer_steps"]) == [11, STEPS]
     assert summary["selected"][SCORE] == pytest.approx(history[SCORE].max())
-    assert summary["test"]["test_balanced_accuracy"] == pytest.approx(tested_again(opened), abs=1e-6)
+    assert summary["test"]["test_balanced_accuracy"] == pytest.approx(judged_again(opened), abs=1e-6)
     learned, judged, tested = (
         set(summary[f"{side}_compounds"]) - {"DMSO", "taxol"} for side in ("train", "validation", "test")
     )
@@ -342,7 +342,7 @@ def test_the_command_leaves_all_that_was_learned_and_no_secret(study: Path, clus
         assert path.is_dir() or not any(secret.encode() in path.read_bytes() for secret in secrets), path
 
 
-def tested_again(opened: Study) -> float:
+def judged_again(opened: Study) -> float:
     """Balanced accuracy of the network that was kept, from all test fields at once, by another library."""
     network, spec = load_network(opened)
     run = run_of(opened)

@@ -102,9 +102,8 @@ class Ended:
         return self.storage.read(f"runs/{self.name}/{file}")
 
     def weights(self) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = torch.load(io.BytesIO(self.read("model.pt")), weights_only=True)[
-            "state"
-        ]
+        saved = torch.load(io.BytesIO(self.read("model.pt")), weights_only=True)
+        found: dict[str, torch.Tensor] = saved["state"]
         return found
 
     def table(self, file: str) -> pd.DataFrame:
@@ -179,8 +178,8 @@ def assert_same(one: Ended, other: Ended) -> None:
         assert torch.equal(value, undisturbed_weights[name]), name
     assert json.loads(one.read("metrics.json")) == json.loads(other.read("metrics.json"))
     timed = ["fields_per_second", "wait_share"]
-    points = [ended.table("points.csv").drop(columns=timed) for ended in (one, other)]
-    pd.testing.assert_frame_equal(*points, rtol=1e-9)
+    points, its_points = (ended.table("points.csv").drop(columns=timed) for ended in (one, other))
+    pd.testing.assert_frame_equal(points, its_points, rtol=1e-9)
 
 
 def written(ended: Ended | Training, steps: list[int]) -> dict[int, str]:
@@ -219,17 +218,20 @@ def test_the_reference_saw_every_field_in_every_epoch(reference: Ended) -> None:
 
 
 def test_a_killed_worker_and_later_the_driver(reference: Ended, study: Path, cluster: Cluster) -> None:
+    """The driver's end leaves half of Ray Train's list of checkpoints, which it writes in place."""
     with training(study, cluster, "twice") as running:
         noted = running.await_step(6)
         before = written(running, noted)
         cluster.worker(cluster.other).kill()
-        noted_later = running.await_step(15)
-        assert noted_later[-1] < STEPS - 1, "struck too late"
+        noted_later = running.await_step(15)[:-1]  # a copy of the list may lack the last one
         before |= written(running, noted_later)
         running.kill()
     said = refused_run(study, cluster, "twice", "--set", "train.workers=1")
     assert "stale: train.workers changed from 2 to 1" in said
+    listed = study / "runs/twice/ray/checkpoint_manager_snapshot.json"
+    listed.write_bytes(listed.read_bytes()[: listed.stat().st_size // 2])
     ended = undisturbed(study, cluster, "twice")
+    assert noted_later[-1] >= 12
     assert written(ended, noted_later) == before
     assert_same(ended, reference)
 
@@ -269,7 +271,7 @@ def test_a_node_killed_at_any_moment(reference: Ended, study: Path, cluster: Clu
 def test_an_elastic_run_goes_on_with_the_node_that_is_left(study: Path, cluster: Cluster) -> None:
     elastic = ("--set", "train.workers=[1,2]")
     with training(study, cluster, "elastic", *elastic) as running:
-        noted = running.await_step(9)
+        noted = running.await_step(12)
         before = written(running, noted)
         cluster.other.kill()
         said = running.ended()

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loops import _TrainingEpochLoop
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 
 from hcs_ray import contracts as c
 from hcs_ray.config import StorageConfig, TrainConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,10 +23,10 @@ from hcs_ray.model.network import SCORE, ModelSpec
 from hcs_ray.session import cause_of, ensure_session, hush, plainly, require_capacity
 from hcs_ray.train.job import TrainJob
 from hcs_ray.train.limits import Limits
+from hcs_ray.train.snapshot import SnapshotCopy, mend_snapshot
 from hcs_ray.train.worker import PROGRESS_FILE, train_worker
 
 _POLL_SECONDS = 0.5
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def fit(job: TrainJob, progress: Progress | None = None, callbacks: Sequence[Any
     require_capacity(
         f"train.workers {config.fewest_workers}", config.fewest_workers * config.cpus_per_worker, gpus
     )
-    _drop_cut_snapshot(job)
+    mend_snapshot(job.study.storage, job.ray_folder)
     with _watched(job, progress):
         result = _run(_trainer(job, callbacks))
     if result.checkpoint is None:
@@ -77,6 +76,7 @@ def _trainer(job: TrainJob, callbacks: Sequence[Any]) -> Any:
     filesystem, root = job.study.storage.arrow()
     workers: Any = config.workers  # its stub knows no (min, max)
     limits: Any = Limits(60 * config.wait_minutes, _wanted(config))
+    copy: Any = SnapshotCopy(job.study.storage, job.ray_folder)
     deadline = None if config.max_hours is None else time.time() + 3600 * config.max_hours
     parent, _, name = job.ray_folder.rpartition("/")
     return ray.train.torch.TorchTrainer(
@@ -97,7 +97,7 @@ def _trainer(job: TrainJob, callbacks: Sequence[Any]) -> Any:
                 checkpoint_score_attribute=SCORE,
                 checkpoint_score_order="max",
             ),
-            callbacks=[*callbacks, limits],
+            callbacks=[*callbacks, limits, copy],
         ),
     )
 
@@ -111,18 +111,6 @@ def resources(config: TrainConfig) -> dict[str, float]:
 def _wanted(config: TrainConfig) -> str:
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources(config).items())
     return f"{config.fewest_workers} workers with {each} each"
-
-
-def _drop_cut_snapshot(job: TrainJob) -> None:
-    """Ray Train writes its list of checkpoints in place; where a kill has cut it, training begins again."""
-    storage, path = job.study.storage, f"{job.ray_folder}/{_SNAPSHOT}"
-    found = storage.read_versioned(path)
-    try:
-        json.loads(found[0] if found else b"{}")
-    except ValueError:
-        message = "%s was cut by a kill; training begins again"
-        logging.getLogger("hcs_ray").warning(message, f"{storage.url}/{path}")
-        storage.delete(path)
 
 
 def _run(trainer: Any) -> Any:
