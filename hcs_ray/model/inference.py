@@ -24,12 +24,18 @@ class Inferred(NamedTuple):
 
 
 def infer(
-    network: MoaNetwork, source: FieldSource, config: TrainConfig, rank: int, anchor_fields: int
+    network: MoaNetwork,
+    source: FieldSource,
+    config: TrainConfig,
+    rank: int,
+    anchor_fields: int,
+    *,
+    whole: bool = False,
 ) -> Inferred:
-    """The middle crops of all listed fields through a network in evaluation mode; every rank must call it."""
+    """All listed fields, their middle crops or ``whole``, in evaluation mode; every rank must call it."""
     device = next(network.parameters()).device
     plates = torch.from_numpy(source.fields[PLATE_NUMBER].to_numpy("int64").copy())
-    loader = plain_batches(source, config, rank, ranks.world_size(), anchor_fields)
+    loader = plain_batches(source, config, rank, ranks.world_size(), anchor_fields, whole=whole)
     mine = []
     with _evaluating(network), torch.inference_mode(), contextlib.closing(loader):
         for batch in loader:

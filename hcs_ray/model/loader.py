@@ -283,14 +283,21 @@ def training_batches(
 
 
 def plain_batches(
-    source: FieldSource, config: TrainConfig, rank: int, world: int, anchor_fields: int = 0
+    source: FieldSource,
+    config: TrainConfig,
+    rank: int,
+    world: int,
+    anchor_fields: int = 0,
+    *,
+    whole: bool = False,
 ) -> BatchLoader:
-    """Every listed field once, its middle, in the order of plates; anchors are always the same."""
+    """Every listed field once, its middle or all of it, in the order of plates; anchors are always the same."""
     listed = epochs.plate_order(source.fields)
     shares = epochs.shares(listed, config.global_batch, rank, world)
     shares = _anchored(shares, source.fields, anchor_fields, None)
-    middle = augment.centre(source.reader.shape, config.crop_px)
-    return BatchLoader(source, shares, lambda _: middle, threads=config.threads, pin=config.use_gpu)
+    shape = source.reader.shape
+    part = augment.whole(shape) if whole else augment.centre(shape, config.crop_px)
+    return BatchLoader(source, shares, lambda _: part, threads=config.threads, pin=config.use_gpu)
 
 
 def _anchored(

@@ -17,6 +17,7 @@ from hcs_ray.contracts import HcsError
 from hcs_ray.model import fitting, ranks
 from hcs_ray.model.checkpoint import CHECKPOINT_FILE, RunState, read_state
 from hcs_ray.model.tracking import Tracking
+from hcs_ray.shards.cache import node_cache
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.train.closing import close_run
 from hcs_ray.train.job import TrainJob
@@ -28,8 +29,10 @@ _PROGRESS_SECONDS = 2.0
 def train_worker(config: Mapping[str, Any]) -> None:
     """Go on from the newest checkpoint to the end, then test and keep the chosen weights."""
     job: TrainJob = config["job"]
-    reader = ShardReader(job.study.storage, job.study.require("shard"))
-    run = fitting.Run(job.spec, job.study.config.train, reader, job.fields, job.study.config.storage)
+    train = job.study.config.train
+    cache = node_cache(train.cache_folder, train.cache_gb)
+    reader = ShardReader(job.study.storage, job.study.require("shard"), cache)
+    run = fitting.Run(job.spec, train, reader, job.fields, job.study.config.storage)
     with _checkpoint(job) as folder:
         state = read_state(folder) if folder else RunState()
         with contextlib.closing(_Teller(job, state, config["deadline"])) as teller:
