@@ -291,7 +291,7 @@ def plain_batches(
     *,
     whole: bool = False,
 ) -> BatchLoader:
-    """Every listed field once, its middle or all of it, in the order of plates; anchors are always the same."""
+    """Every listed field once, its middle or all of it, in the order of plates, anchors always the same."""
     listed = epochs.plate_order(source.fields)
     shares = epochs.shares(listed, config.global_batch, rank, world)
     shares = _anchored(shares, source.fields, anchor_fields, None)
