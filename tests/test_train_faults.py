@@ -313,11 +313,11 @@ def test_bad_input_that_a_worker_finds_is_told_once_and_not_tried_again(
     study: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     """Fifty retries would take longer than the test may."""
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     said = refused_run(
         study, cluster, "bad", "--set", f"model.weights={tmp_path}", "--set", "train.max_failures=50"
     )
-    assert str(tmp_path) in said
+    assert str(tmp_path / "model.safetensors") in said
 
 
 @pytest.mark.soak

@@ -86,11 +86,11 @@ class TrainConfig(ExecutionSection):
         }
     )  # fmt: skip
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     epochs: PositiveInt = 30
     global_batch: PositiveInt = Field(32, description="fields in an optimizer step, over all workers")
     device_batch: PositiveInt | None = Field(
-        None, description="most fields that a worker holds on its device; it sums gradients over more"
+        None, description="most fields that go through a worker's network at once; gradients are summed"
     )
     sampling: Literal["shuffled", "class_balanced", "plate_balanced", "plate_and_class_balanced"] = Field(
         "shuffled", description="shuffled: every field once an epoch; balanced: as many, drawn by group"
@@ -171,6 +171,14 @@ class TrainConfig(ExecutionSection):
             raise ValueError(f"workers [{self.fewest_workers}, {self.most_workers}]: the first is the larger")
         if self.fewest_workers < self.most_workers and self.max_failures == 0:
             raise ValueError("elastic workers need max_failures of at least 1")
+        if self.precision == "fp16" and not self.use_gpu:
+            raise ValueError("precision fp16 needs use_gpu: true; on a CPU take bf16")
+        for name, amount in self.resources_per_worker.items():
+            if name in ("CPU", "GPU") or amount <= 0:
+                raise ValueError(
+                    f"resources_per_worker: {name}: {amount:g}: it takes amounts above 0 of other resources than "
+                    "CPU (cpus_per_worker) and GPU (use_gpu)"
+                )
         if self.moa_weight == 0 and self.treatment.weight == 0:
             raise ValueError("moa_weight 0 leaves the backbone nothing to learn; set treatment.weight")
         return self

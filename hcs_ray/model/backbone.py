@@ -27,11 +27,13 @@ class _Family:
     features: int
     sizes: dict[str, Any]
     multiple_px: int = 1  # what the sides of an image must be a multiple of
+    fewest_px: int = 32  # of a side; a ResNet's last map must be more than one place, to be normalised
 
 
 def _resnet(embedding: int, hidden: list[int], depths: list[int], layer: str) -> _Family:
+    shrinks = 2 ** (len(hidden) + 1)
     sizes = {"embedding_size": embedding, "hidden_sizes": hidden, "depths": depths, "layer_type": layer}
-    return _Family("ResNet", "embedder.embedder.convolution", hidden[-1], sizes)
+    return _Family("ResNet", "embedder.embedder.convolution", hidden[-1], sizes, fewest_px=shrinks + 1)
 
 
 def _convnext(hidden: list[int], depths: list[int]) -> _Family:
@@ -56,12 +58,18 @@ _FAMILIES = {
             "patch_size": _PATCH_PX, "use_mask_token": False,
         },
         _PATCH_PX,
+        _PATCH_PX,
     ),
 }  # fmt: skip
 
 
+def fewest_px(backbone: str) -> int:
+    """The shortest side of an image that a backbone takes, also in a batch of one."""
+    return _FAMILIES[backbone].fewest_px
+
+
 class Backbone(nn.Module):
-    """(B, C, H, W) float32 to (B, F), for any H and W of at least 32 px; float32, or as autocast gives it.
+    """(B, C, H, W) float32 to (B, F), for any H and W of at least `fewest_px`; float32, or as autocast gives it.
 
     The embedding of ResNet and ConvNeXt V2 is the mean over the field; of DINOv2 it is the class token after
     the last layer norm, which the authors use for the whole image (Oquab et al. 2024, "DINOv2: Learning

@@ -12,6 +12,7 @@ from hcs_ray.config import TrainConfig
 from hcs_ray.model import ranks
 from hcs_ray.model.loader import Batch, FieldSource, plain_batches
 from hcs_ray.model.network import MoaNetwork, Outputs
+from hcs_ray.model.parts import parts_of
 from hcs_ray.model.targets import PLATE_NUMBER
 
 
@@ -19,7 +20,7 @@ class Inferred(NamedTuple):
     """Of every listed field, in the order of the table; float32 on the CPU, the same on all ranks."""
 
     rows: torch.Tensor  # (N,) int64
-    embeddings: torch.Tensor  # (N, F)
+    embeddings: torch.Tensor  # (N, F); where they were not asked for, (N, 0)
     logits: torch.Tensor  # (N, K) of the MoA classes
 
 
@@ -30,21 +31,25 @@ def infer(
     rank: int,
     anchor_fields: int,
     *,
-    whole: bool = False,
+    use: bool = False,
 ) -> Inferred:
-    """All listed fields, their middle crops or ``whole``, in evaluation mode; every rank must call it."""
+    """All listed fields in evaluation mode; every rank must call it.
+
+    To be judged, their middle crops, and what is left of them are logits; for ``use``, whole fields, as
+    `hcs-ray embed` takes them, with their embeddings.
+    """
     device = next(network.parameters()).device
     plates = torch.from_numpy(source.fields[PLATE_NUMBER].to_numpy("int64").copy())
-    loader = plain_batches(source, config, rank, ranks.world_size(), anchor_fields, whole=whole)
+    loader = plain_batches(source, config, rank, ranks.world_size(), anchor_fields, whole=use)
     mine = []
     with _evaluating(network), torch.inference_mode(), contextlib.closing(loader):
         for batch in loader:
-            outputs = forward(network, batch, plates, config, device)
-            real = batch["weights"] > 0
-            keep = real.to(device)
-            mine.append(
-                (batch["rows"][real], outputs.embeddings[keep].float().cpu(), outputs.moa[keep].float().cpu())
-            )
+            for part in parts_of(batch, plates, config.device_batch):
+                outputs = forward(network, part, plates, config, device)
+                real = part["weights"] > 0
+                keep = real.to(device)
+                kept = outputs.embeddings[keep] if use else outputs.embeddings[keep][:, :0]
+                mine.append((part["rows"][real], kept.float().cpu(), outputs.moa[keep].float().cpu()))
     everyone = ranks.gathered(mine)
     rows, embeddings, logits = (
         torch.cat([part[i] for parts in everyone for part in parts]) for i in range(3)

@@ -196,15 +196,17 @@ class BatchLoader:
         reads = [pool.submit(self._read, int(row), places[place]) for place, row in enumerate(rows)]
         return _Reading(share, rows, slot, reads)
 
-    def _read(self, position: int, out: FloatArray) -> None:
-        crop = self._crop(self._source.key(position))
+    def _read(self, position: int, out: FloatArray) -> FloatArray:
+        """Write one image; returns how it is changed, (P,)."""
+        key = self._source.key(position)
+        crop = self._crop(key)
         fetched = self._source.fetch(position)
         with self._decoding:
             self._source.render(position, fetched, crop, out)
+        return np.empty(0, np.float32) if self._changes is None else self._changes(key)
 
     def _hand_over(self, reading: _Reading) -> Iterator[Batch]:
-        for read in reading.reads:
-            read.result()
+        changes = np.stack([read.result() for read in reading.reads])
         rows, share = reading.rows, reading.share
         anchors = np.arange(len(rows)) >= len(rows) - len(share.anchors)
         weight = 1 / share.batch if len(share.rows) else 0.0
@@ -214,15 +216,10 @@ class BatchLoader:
                 rows=torch.from_numpy(rows),
                 weights=torch.from_numpy(np.where(anchors, 0, weight).astype(np.float32)),
                 anchors=torch.from_numpy(anchors),
-                changes=torch.from_numpy(self._drawn(rows)),
+                changes=torch.from_numpy(changes),
             )
         finally:
             reading.slot.note_copies()
-
-    def _drawn(self, rows: Positions) -> FloatArray:
-        if self._changes is None:
-            return np.empty((len(rows), 0), np.float32)
-        return np.stack([self._changes(self._source.key(int(row))) for row in rows])
 
 
 _STAND_IN: Final[Positions] = np.zeros(1, np.int64)
@@ -251,7 +248,7 @@ class _Reading(NamedTuple):
     share: Share
     rows: Positions  # of the share or its stand-in, then the anchors
     slot: _Slot
-    reads: list[Future[None]]
+    reads: list[Future[FloatArray]]
 
 
 def training_batches(

@@ -20,6 +20,7 @@ from hcs_ray.model.losses import Wanted, class_weights, losses, total
 from hcs_ray.model.meter import Meter
 from hcs_ray.model.network import MoaNetwork, ModelSpec
 from hcs_ray.model.optimizing import Ema, optimizer_of
+from hcs_ray.model.parts import each_tensor, parts_of
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class MoaModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy a batch beside what the device computes, and wait: the loader uses its memory again."""
         if device.type != "cuda":
-            return _each(batch, lambda tensor: tensor.to(device))
+            return each_tensor(batch, lambda tensor: tensor.to(device))
         beside: Any = self._beside or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._beside = beside
         with torch.cuda.stream(beside):
-            moved = _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
+            moved = each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
         beside.synchronize()
         for tensor in moved.values():
             tensor.record_stream(torch.cuda.current_stream(device))  # type: ignore[attr-defined]
@@ -85,7 +86,7 @@ class MoaModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> None:
         self._seed()
-        parts = self._parts(batch)
+        parts = parts_of(batch, self._wanted.plates, self.config.device_batch)
         for number, part in enumerate(parts):
             with self._together_on(number == len(parts) - 1):
                 self._backward(part)
@@ -102,16 +103,6 @@ class MoaModule(pl.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """The batch in parts of at most ``device_batch`` fields, each with the anchors of the whole."""
-        fields = int(batch["images"].shape[0])
-        most = self.config.device_batch
-        if most is None or fields <= most:
-            return [batch]
-        anchors = batch["anchors"].nonzero().flatten()
-        learned = (~batch["anchors"]).nonzero().flatten()
-        return [_rows(batch, torch.cat([rows, anchors])) for rows in torch.split(learned, most)]
 
     def _together_on(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are summed over the ranks once a step, with those of its last part."""
@@ -182,17 +173,3 @@ class MoaModule(pl.LightningModule):
             return
         with self.ema.in_place_of(self.network):
             yield self.network
-
-
-def _rows(batch: Batch, rows: torch.Tensor) -> Batch:
-    return _each(batch, lambda tensor: tensor[rows])
-
-
-def _each(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    return Batch(
-        images=change(batch["images"]),
-        rows=change(batch["rows"]),
-        weights=change(batch["weights"]),
-        anchors=change(batch["anchors"]),
-        changes=change(batch["changes"]),
-    )

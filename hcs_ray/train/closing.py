@@ -136,8 +136,7 @@ def _labelled(run: Run, network: MoaNetwork) -> bytes:
     listed = fields[ANCHOR] | fields[c.MOA].notna()
     table = fields.assign(**{LISTED: listed})[listed].reset_index(drop=True)
     source = FieldSource(run.reader, table, run.config.downsample)
-    # As hcs-ray embed does it: of the whole field.
-    found = infer(network, source, run.config, _rank(), run.anchor_fields, whole=True)
+    found = infer(network, source, run.config, _rank(), run.anchor_fields, use=True)
     about = table.iloc[found.rows.numpy()]
     columns = [c.KEY, *c.metadata_columns(about), c.SIDE]
     written = pa.Table.from_pandas(about[columns], preserve_index=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
+from hcs_ray.model.backbone import fewest_px
 from hcs_ray.model.network import ModelSpec
 from hcs_ray.model.targets import ANCHOR, LABEL, NONE, targets
 from hcs_ray.model.weights import resolved_weights
@@ -62,6 +64,7 @@ def prepare(
         InputError: there is nothing to learn, or nothing to choose an epoch by.
     """
     reader = ShardReader(study.storage, study.require("shard"))
+    _check_size(study, reader.shape)
     table = read_split(study) if sides is None else sides
     fields = read_index(study).merge(
         table[[c.PLATE, c.WELL, c.SIDE]], on=[c.PLATE, c.WELL], validate="many_to_one"
@@ -83,3 +86,14 @@ def prepare(
         found.treatments, found.domains,
     )  # fmt: skip
     return TrainJob(study, spec, found.fields, folder, final, group, start)
+
+
+def _check_size(study: Study, shape: tuple[int, int, int]) -> None:
+    """Images that are too small for the network would fail in a worker, perhaps only at a short batch."""
+    train, backbone = study.config.train, study.config.model.backbone
+    side = math.ceil(min(train.crop_px, *shape[1:]) / train.downsample)
+    if side < fewest_px(backbone):
+        raise InputError(
+            f"{study.storage.url}: train.crop_px {train.crop_px} and train.downsample {train.downsample} make "
+            f"images of {side} px; {backbone} takes at least {fewest_px(backbone)}"
+        )

@@ -22,8 +22,7 @@ _COPY_FILE: Final = "checkpoints.json"
 class SnapshotCopy(ReportCallback):
     """Copies the list after every checkpoint, in Ray Train's controller, which has written it by then.
 
-    The copy is at most one checkpoint behind, and Ray Train deletes no checkpoint before its list is written
-    without it: all that the copy names are there.
+    The copy is about one checkpoint behind; what was deleted since is left out when it is used.
     """
 
     def __init__(self, storage: Storage, folder: str) -> None:
@@ -44,11 +43,29 @@ def mend_snapshot(storage: Storage, folder: str) -> None:
         return
     copy = storage.read_versioned(f"{folder}/{_COPY_FILE}")
     if copy is not None and _is_whole(copy[0]):
-        storage.write(path, copy[0])
-        return
+        left = _of_what_is_there(json.loads(copy[0]), storage, folder)
+        if left["latest_checkpoint_result"] is not None:
+            storage.write(path, json.dumps(left).encode())
+            return
     message = "%s was cut by a kill; training begins again"
     logging.getLogger("hcs_ray").warning(message, f"{storage.url}/{path}")
     storage.delete(path)
+
+
+def _of_what_is_there(state: dict[str, Any], storage: Storage, folder: str) -> dict[str, Any]:
+    """The list without checkpoints that were deleted since; Ray Train would not start with one of those."""
+    there = {path.removeprefix(f"{folder}/").partition("/")[0] for path in storage.sizes(folder)}
+    pairs = zip(state["checkpoint_results"], state["checkpoint_report_indices"], strict=True)
+    kept = [(found, index) for found, index in pairs if found["checkpoint_dir_name"] in there]
+    latest = state["latest_checkpoint_result"]
+    if latest is not None and latest["checkpoint_dir_name"] not in there:
+        latest = max(kept, key=lambda pair: pair[1])[0] if kept else None
+    return {
+        **state,
+        "checkpoint_results": [found for found, _ in kept],
+        "checkpoint_report_indices": [index for _, index in kept],
+        "latest_checkpoint_result": latest,
+    }
 
 
 def _is_whole(data: bytes) -> bool:

@@ -30,6 +30,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     """Go on from the newest checkpoint to the end, then test and keep the chosen weights."""
     job: TrainJob = config["job"]
     train = job.study.config.train
+    fitting.settle(train.seed)
     cache = node_cache(train.cache_folder, train.cache_gb)
     reader = ShardReader(job.study.storage, job.study.require("shard"), cache)
     run = fitting.Run(job.spec, train, reader, job.fields, job.study.config.storage)

@@ -18,7 +18,7 @@ from hcs_ray.contracts import InputError
 
 HEAD: Final = "node:__internal_head__"  # of which every Ray cluster has 1
 _MOST: Final = 100  # trials at a time: the processes of trials live on the head node
-_CLEANER: Final = 0.001  # of it, which Ray Train takes for each run; one of a killed run may linger
+CLEANER_SHARE: Final = 0.001  # of it, which each run's cleaner takes (`hcs_ray.tune.places`), and Ray Train's
 _UNITS: Final = {"CPU": "CPUs", "GPU": "GPUs"}
 
 Resources = Mapping[str, float]
@@ -37,7 +37,7 @@ class Fit:
 
         Up to 18 trials it is exact: one more would not fit.
         """
-        left = 1 - max(0.05, 3 * _CLEANER * self.trials)
+        left = 1 - max(0.05, 4 * CLEANER_SHARE * self.trials)
         return math.floor(1e4 * left / self.trials) / 1e4
 
 

@@ -32,6 +32,7 @@ from hcs_ray.train import TrainJob, fit, prepare
 from hcs_ray.tune.algorithms import NUMBER
 from hcs_ray.tune.exploit import write_start
 from hcs_ray.tune.judging import judged
+from hcs_ray.tune.places import FreesPlaces
 from hcs_ray.tune.space import Space, Values
 
 TRIALS: Final = "trials"
@@ -180,7 +181,7 @@ class _Training:
         try:
             job = job_of(self._work, self._values, self.folder, self._start)
             noted = _Notes(self._storage, self.folder)
-            history = fit(job, callbacks=[noted]).state.history
+            history = fit(job, callbacks=[noted, FreesPlaces()]).state.history
             # A kill between a checkpoint and its note has cost a row; the checkpoint itself has them all.
             noted.replace(history)
             self._storage.write(f"{self.folder}/{ENDED_FILE}", b"{}")
