@@ -69,9 +69,9 @@ def _sweepable(sweep: SweepConfig) -> set[str]:
     if sweep.objective == "map":
         return {name for name in _leaves(StudyConfig) if name.startswith("map.")}
     known = {name for name in _leaves(StudyConfig) if name.startswith(("train.", "model."))}
-    folds = {LEAVE_OUT}
+    folds = set[str]()
     if sweep.compounds is not None:
-        folds |= {"split.leave_out_batches", "split.validation_fraction", "split.seed"}
+        folds = {LEAVE_OUT, "split.leave_out_batches", "split.validation_fraction", "split.seed"}
     return (known | folds) - _NOT_SWEPT.keys()
 
 

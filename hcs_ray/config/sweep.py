@@ -200,7 +200,7 @@ class StopRules(Section):
 class SweepConfig(ExecutionSection):
     """``tune_configs/*.yaml``: what `hcs-ray tune` tries. It names no path."""
 
-    execution: ClassVar[frozenset[str]] = frozenset({"concurrency"})
+    execution: ClassVar[frozenset[str]] = frozenset({"concurrency", "failed"})
 
     version: Literal[1] = 1
     objective: Literal["train", "map"] = Field("train", description="map: layouts of one run's embeddings")
@@ -218,6 +218,11 @@ class SweepConfig(ExecutionSection):
     scheduler: Scheduler = FifoScheduler()
     searcher: Searcher = RandomSearcher()
     stop: StopRules = StopRules()
+    failed: Literal["retry", "keep"] = Field(
+        "retry",
+        description="retry: while a trial has failed the sweep is not complete, and the same command tries it "
+        "again; keep: it stands at the end of the leaderboard",
+    )
     seed: NonNegativeInt = 0
 
     @pydantic.model_validator(mode="before")
@@ -226,6 +231,8 @@ class SweepConfig(ExecutionSection):
         """``metric: NAME`` with ``mode`` is short for a list of one."""
         if not isinstance(document, Mapping):
             return document
+        if isinstance(document.get("metric"), list | tuple) and "mode" in document:
+            raise ValueError("mode: write it beside each name of the metric list")
         metric = document.get("metric") or _GOALS.get(document.get("objective", "train"))
         if isinstance(metric, str):
             return {**document, "metric": [{"name": metric, "mode": document.get("mode", "max")}]}
@@ -246,6 +253,11 @@ class SweepConfig(ExecutionSection):
     @property
     def is_population(self) -> bool:
         return self.scheduler.kind in ("pbt", "pb2")
+
+    @property
+    def trials_wait(self) -> bool:
+        """Whether trials wait for each other, so that all must be there."""
+        return self.is_population or self.scheduler.kind == "hyperband"
 
     @property
     def compounds(self) -> SearchSpace | None:
@@ -283,8 +295,15 @@ def _check_searcher(sweep: SweepConfig) -> None:
 
 def _check_scheduler(sweep: SweepConfig) -> None:
     kind = sweep.scheduler.kind
-    if sweep.compounds is not None and (kind != "fifo" or sweep.samples > 1):
-        raise ValueError("every fold must be trained to its end, once: scheduler fifo and samples of 1")
+    if sweep.compounds is not None and (kind != "fifo" or sweep.samples > 1 or sweep.stop != StopRules()):
+        raise ValueError("every fold must be trained to its end, once: scheduler fifo, samples of 1, no stop")
+    strange = sorted(sweep.stop.reached.keys() - {goal.name for goal in sweep.metric})
+    if strange:
+        raise ValueError(
+            f"stop.reached.{strange[0]}: name it as a metric, which says if it should be high or low"
+        )
+    if sweep.objective == "map" and sweep.resources != TrialResources():
+        raise ValueError("resources are of trainings; objective map has none")
     if sweep.objective == "map" and kind != "fifo":
         raise ValueError(f"objective map tells one result a trial; {kind} needs more (write kind: fifo)")
     if not sweep.is_population:

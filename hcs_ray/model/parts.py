@@ -1,4 +1,4 @@
-"""A batch in parts that go through a network one after another, where all of it would not fit on the device."""
+"""A batch in parts that go through a network one after another, where the whole would not fit."""
 
 from __future__ import annotations
 

@@ -17,13 +17,15 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from hcs_ray.config import LEAVE_OUT, SweepConfig, parse_sweep
+from hcs_ray.config import LEAVE_OUT, SweepConfig, parse_sweep, stage_config
 from hcs_ray.contracts import HcsError, InputError, Progress, rows_of
+from hcs_ray.model.tracking import preflight
+from hcs_ray.model.weights import weights_digest
 from hcs_ray.session import ensure_session, hush
 from hcs_ray.stage import Claim, StageRecord, StageWriter, parquet_bytes, read_record
 from hcs_ray.study import SWEEP_FILE, Study
 from hcs_ray.train.closing import FIELDS_FILE, MODEL_FILE
-from hcs_ray.tune.board import ENDED, STOPPED, Entry, curves, leaderboard
+from hcs_ray.tune.board import ENDED, FAILED, STOPPED, Entry, curves, leaderboard
 from hcs_ray.tune.capacity import capacity
 from hcs_ray.tune.judging import judged
 from hcs_ray.tune.models import hand_on
@@ -61,6 +63,7 @@ def tune(
     claim = _claim(study, sweep)
     space = Space.of(sweep, study.config, _compounds(study, sweep), sweep_file)
     if force or not study.is_complete("tune", claim):
+        _check_training(study, space)
         with study.writing("tune", claim, force) as writer:
             _Sweep(study, space, writer).run(progress, say)
     return _headline(read_leaderboard(study), sweep)
@@ -116,8 +119,22 @@ def _claim(study: Study, sweep: SweepConfig) -> Claim:
     told["resources"] = sweep.resources.model_dump(mode="json", exclude=set(sweep.resources.execution))
     extra: dict[str, Any] = {"sweep": told}
     if sweep.compounds is not None:
-        extra["split"] = study.config.split.model_dump(mode="json")
-    return Claim(inputs=base.inputs, config=base.config | extra)
+        extra |= stage_config(study.config, ["split", "profile"])
+    model = study.config.model
+    weights = weights_digest(model.weights, study.config.storage) if sweep.objective == "train" else None
+    inputs = base.inputs | ({f"weights {model.weights}": weights} if weights else {})
+    return Claim(inputs=inputs, config=base.config | extra)
+
+
+def _check_training(study: Study, space: Space) -> None:
+    """What would fail every trial, said before the first."""
+    if space.sweep.objective == "map":
+        return
+    preflight(study.config.wandb)
+    if space.config.train.max_hours is not None:
+        raise InputError(
+            "train.max_hours ends one training; for a sweep write stop: {max_hours: ...} in its file"
+        )
 
 
 def _compounds(study: Study, sweep: SweepConfig) -> list[str]:
@@ -174,6 +191,13 @@ class _Sweep:
         history = curves(rows)
         self.writer.write_table(CURVES_FILE, history)
         self.writer.write(PICTURE, picture(table, history, self.space.sweep))
+        failed = table[table["status"] == FAILED]
+        if len(failed) and self.space.sweep.failed == "retry":
+            error = failed["error"].iloc[0]
+            raise HcsError(
+                f"{len(failed)} of {len(table)} trials failed ({failed['trial'].iloc[0]}: {error}); "
+                "run the same command to try them again, or write failed: keep into the sweep's file"
+            )
         self._list_models(table)
         if self.space.sweep.compounds is not None:
             self._evaluate(entries)
@@ -228,11 +252,17 @@ class _Sweep:
         summaries, tables = list[dict[str, Any]](), list[pd.DataFrame]()
         for values, trials in settings.values():
             config = self.space.study_config({**values, LEAVE_OUT: trials[0].compound})
-            found = folds.evaluate(replace(self.study, config=config), trials)
+            try:
+                found = folds.evaluate(replace(self.study, config=config), trials)
+            except HcsError as error:  # the other settings' answers stand
+                summaries.append({"values": values, "failed": str(error)})
+                continue
             summaries.append({"values": values, **found.summary})
             tables.append(found.treatments.assign(setting=len(tables)))
         text = json.dumps({"settings": summaries}, indent=1, sort_keys=True)
         self.writer.write(EVALUATION_FILE, (text + "\n").encode())
+        if not tables:
+            raise HcsError(f"no setting could be evaluated: {summaries[0]['failed']}")
         self.writer.write_table(TREATMENTS_FILE, pd.concat(tables, ignore_index=True))
 
 

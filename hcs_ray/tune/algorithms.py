@@ -59,10 +59,11 @@ def searcher_of(space: Space, concurrency: int) -> Any:
         return ConcurrencyLimiter(_optuna(space, config), max_concurrent=concurrency)
     if isinstance(config, BohbSearcher):
         return _bohb(space, config, concurrency)
-    waits = space.sweep.is_population or space.sweep.scheduler.kind == "hyperband"
     # Where trials wait for each other, all must be there: what runs is limited by resources alone.
     return BasicVariantGenerator(
-        max_concurrent=0 if waits else concurrency, constant_grid_search=True, random_state=space.sweep.seed
+        max_concurrent=0 if space.sweep.trials_wait else concurrency,
+        constant_grid_search=True,
+        random_state=space.sweep.seed,
     )
 
 
@@ -104,8 +105,10 @@ def _population(space: Space, config: PbtScheduler | Pb2Scheduler) -> Any:
     if isinstance(config, Pb2Scheduler):
         from ray.tune.schedulers.pb2 import PB2
 
-        return PB2(hyperparam_bounds={name: list(part.ends) for name, part in space.drawn.items()}, **common)
-    return PopulationBasedTraining(
+        return _unstuck(PB2)(
+            hyperparam_bounds={name: list(part.ends) for name, part in space.drawn.items()}, **common
+        )
+    return _unstuck(PopulationBasedTraining)(
         burn_in_period=config.burn_in_epochs,
         resample_probability=config.resample_probability,
         perturbation_factors=config.perturbation_factors,
@@ -115,6 +118,25 @@ def _population(space: Space, config: PbtScheduler | Pb2Scheduler) -> Any:
         },
         **common,
     )
+
+
+def _unstuck(kind: Any) -> Any:
+    """A synchronous population that goes on where one of it has failed or ended by itself.
+
+    Tune's own pauses every trial until all have come as far, and asks again only when one of them reports:
+    where the last one on its way ends instead, all the others would wait for ever.
+    """
+
+    class Unstuck(kind):  # type: ignore[misc]
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            chosen = super().choose_trial_to_run(tune_controller)
+            live = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
+            if chosen is None and live and all(trial.status == "PAUSED" for trial in live):
+                self._next_perturbation_sync += self._perturbation_interval
+                chosen = super().choose_trial_to_run(tune_controller)
+            return chosen
+
+    return Unstuck
 
 
 def _domain(space: SearchSpace) -> Any:

@@ -40,16 +40,19 @@ def leaderboard(entries: Sequence[Entry], sweep: SweepConfig) -> pd.DataFrame:
         ``rank`` (from 1), ``trial``, ``status``, ``score`` (of the first metric), with several metrics a
         column for each and ``front`` (1: no other trial is better in one and as good in all; 2: none but
         those of front 1; ...), ``epochs``, ``optimizer_steps``, ``error``, and a column a swept key, blank
-        where the key was not active. Trials without a score come last.
+        where the key was not active. Trials that failed come after all others, those without a score last.
     """
     rows = [_row(entry, sweep) for entry in entries]
     table = pd.DataFrame(rows, columns=_columns(sweep))
+    table["failed"] = table["status"] == FAILED  # their networks are not handed on
     order = ["score", "trial"]
     ascending = [sweep.goal.mode == "min", True]
     if len(sweep.metric) > 1:
         table["front"] = fronts(table, sweep)
         order, ascending = ["front", *order], [True, *ascending]
+    order, ascending = ["failed", *order], [True, *ascending]
     table = table.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
+    table = table.drop(columns="failed")
     table.insert(0, "rank", range(1, len(table) + 1))
     for name in sweep.space:
         table[name] = _plain(table[name])

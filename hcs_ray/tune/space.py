@@ -77,7 +77,9 @@ class Space:
         if self.sweep.objective == "map":
             return 1
         swept = self.sweep.space.get("train.epochs")
-        return max(map(int, swept.ends)) if swept else self.config.train.epochs
+        always = swept is not None and not swept.when
+        ends = [*map(int, swept.ends)] if swept else []
+        return max(ends if always else [*ends, self.config.train.epochs])
 
     def values(self, draw: Mapping[str, Any]) -> Values:
         """The study's keys that one draw of Tune sets: those that are active, in the order of the file."""
@@ -112,8 +114,31 @@ class Space:
         for end in (0, -1):
             base = {name: space.ends[end] for name, space in spaces.items() if not space.when}
             for name, space in spaces.items():
-                for value in space.ends:
+                for value in (*space.ends, *_inside(space)):
                     with_values(self.config, {**base, name: value}, source)
+        for name, space in self.sweep.space.items():
+            self._check_conditions(name, space, source)
+
+    def _check_conditions(self, name: str, space: SearchSpace, source: str) -> None:
+        """A condition names values that its key may have; else it would never hold."""
+        for other, wanted in space.when.items():
+            for value in wanted if isinstance(wanted, list | tuple) else (wanted,):
+                swept = self.sweep.space.get(other)
+                if swept is None:
+                    with_values(self.config, {other: value}, f"{source}: space.{name}.when")
+                elif swept.kind in LISTED and value not in swept.ends:
+                    there = ", ".join(map(str, swept.ends))
+                    raise InputError(
+                        f"{source}: space.{name}.when: {other} is never {value}; it is one of: {there}"
+                    )
+
+
+def _inside(space: SearchSpace) -> tuple[float, ...]:
+    """A value of a continuous range that is no whole number, which an integer key would not take."""
+    if space.kind not in ("uniform", "loguniform"):
+        return ()
+    low, high = space.ends
+    return (low + (high - low) * 0.382,)
 
 
 def _decoded(space: SearchSpace, drawn: Any) -> Any:
