@@ -220,8 +220,8 @@ class SweepConfig(ExecutionSection):
     stop: StopRules = StopRules()
     failed: Literal["retry", "keep"] = Field(
         "retry",
-        description="retry: while a trial has failed the sweep is not complete, and the same command tries it "
-        "again; keep: it stands at the end of the leaderboard",
+        description="retry: while a trial has failed the sweep is not complete, and the same command tries "
+        "it again; keep: it stands at the end of the leaderboard",
     )
     seed: NonNegativeInt = 0
 
@@ -299,9 +299,7 @@ def _check_scheduler(sweep: SweepConfig) -> None:
         raise ValueError("every fold must be trained to its end, once: scheduler fifo, samples of 1, no stop")
     strange = sorted(sweep.stop.reached.keys() - {goal.name for goal in sweep.metric})
     if strange:
-        raise ValueError(
-            f"stop.reached.{strange[0]}: name it as a metric, which says if it should be high or low"
-        )
+        raise ValueError(f"stop.reached.{strange[0]}: name it as a metric, too, with its mode")
     if sweep.objective == "map" and sweep.resources != TrialResources():
         raise ValueError("resources are of trainings; objective map has none")
     if sweep.objective == "map" and kind != "fifo":

@@ -176,7 +176,7 @@ class TrainConfig(ExecutionSection):
         for name, amount in self.resources_per_worker.items():
             if name in ("CPU", "GPU") or amount <= 0:
                 raise ValueError(
-                    f"resources_per_worker: {name}: {amount:g}: it takes amounts above 0 of other resources than "
+                    f"resources_per_worker: {name}: {amount:g}: amounts above 0 of other resources than "
                     "CPU (cpus_per_worker) and GPU (use_gpu)"
                 )
         if self.moa_weight == 0 and self.treatment.weight == 0:

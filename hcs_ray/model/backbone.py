@@ -69,7 +69,7 @@ def fewest_px(backbone: str) -> int:
 
 
 class Backbone(nn.Module):
-    """(B, C, H, W) float32 to (B, F), for any H and W of at least `fewest_px`; float32, or as autocast gives it.
+    """(B, C, H, W) float32 to (B, F), H and W of at least `fewest_px`; float32, or as autocast gives it.
 
     The embedding of ResNet and ConvNeXt V2 is the mean over the field; of DINOv2 it is the class token after
     the last layer norm, which the authors use for the whole image (Oquab et al. 2024, "DINOv2: Learning

@@ -94,6 +94,6 @@ def _check_size(study: Study, shape: tuple[int, int, int]) -> None:
     side = math.ceil(min(train.crop_px, *shape[1:]) / train.downsample)
     if side < fewest_px(backbone):
         raise InputError(
-            f"{study.storage.url}: train.crop_px {train.crop_px} and train.downsample {train.downsample} make "
-            f"images of {side} px; {backbone} takes at least {fewest_px(backbone)}"
+            f"{study.storage.url}: train.crop_px {train.crop_px} and train.downsample {train.downsample} "
+            f"make images of {side} px; {backbone} takes at least {fewest_px(backbone)}"
         )

@@ -7,6 +7,7 @@ killed goes on with its trials where their checkpoints stand. Ray Tune keeps its
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -172,10 +173,12 @@ class _Sweep:
         """What can be looked at while the sweep runs; the record lists what is written at its end."""
         storage = self.study.storage
         data = parquet_bytes(pa.Table.from_pandas(table, preserve_index=False))
-        storage.write(self.writer.path(LEADERBOARD), data)
-        if draw:
-            rows = {trial: read_rows(storage, self.work.trial_folder(trial)) for trial in table["trial"]}
-            storage.write(self.writer.path(PICTURE), picture(table, curves(rows), self.space.sweep))
+        # A store that is away for a moment costs the board a while, not the sweep its life.
+        with contextlib.suppress(HcsError):
+            storage.write(self.writer.path(LEADERBOARD), data)
+            if draw:
+                rows = {trial: read_rows(storage, self.work.trial_folder(trial)) for trial in table["trial"]}
+                storage.write(self.writer.path(PICTURE), picture(table, curves(rows), self.space.sweep))
 
     def _close(self, entries: list[Entry], results: dict[str, Any]) -> None:
         """Write what the sweep leaves, from what its trials have left."""

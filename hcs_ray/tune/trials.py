@@ -13,10 +13,11 @@ values. That folder's name follows from both, so that the same command finds it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -73,9 +74,10 @@ class TrainTrial(ray.tune.Trainable):
         assert work is not None
         prepare_environment()
         self._work = work
-        self._values = work.space.values(config)
-        self._epochs = work.space.study_config(self._values).train.epochs
         self._name = trial_name(self.trial_id, config)
+        with _noting(work, self._name):
+            self._values = work.space.values(config)
+            self._epochs = work.space.study_config(self._values).train.epochs
         self._training: _Training | None = None
         self._pointer: Row | None = None
         self._told = 0
@@ -88,6 +90,10 @@ class TrainTrial(ray.tune.Trainable):
         Raises:
             HcsError: the training failed; the line is in the trial's folder, too.
         """
+        with _noting(self._work, self._name):
+            return self._step()
+
+    def _step(self) -> Row:
         if self._training is None:
             self._training = self._begin()
         row = self._training.next_after(self._told)
@@ -138,6 +144,17 @@ class TrainTrial(ray.tune.Trainable):
         return _Training(self._work, self._name, self._values, folder, started)
 
 
+@contextlib.contextmanager
+def _noting(work: Work, trial: str) -> Iterator[None]:
+    """Leave the line of an error in the trial's folder: Tune keeps only that there was one."""
+    try:
+        yield
+    except Exception as error:
+        line = str(error) if isinstance(error, HcsError) else f"{type(error).__name__}: {error}"
+        work.study.storage.write(f"{work.trial_folder(trial)}/{ERROR_FILE}", line.encode())
+        raise
+
+
 class _Training:
     """A training in its thread, and what it has told so far."""
 
@@ -161,7 +178,9 @@ class _Training:
         """The row behind so many told ones, as soon as it is there; None at the end."""
         while True:
             alive = self._thread.is_alive()
-            self.rows = read_rows(self._storage, self.folder)
+            # A store that is away for a moment costs a report its time, not a training its life.
+            with contextlib.suppress(*([HcsError] if alive else [])):
+                self.rows = read_rows(self._storage, self.folder)
             if len(self.rows) > told:
                 return self.rows[told]
             if not alive:
@@ -187,8 +206,6 @@ class _Training:
             self._storage.write(f"{self.folder}/{ENDED_FILE}", b"{}")
         except BaseException as error:
             self._error = error
-            line = str(error) if isinstance(error, HcsError) else f"{type(error).__name__}: {error}"
-            self._storage.write(f"{self._own}/{ERROR_FILE}", line.encode())
 
 
 def job_of(work: Work, values: Values, folder: str, start: Row | None = None) -> TrainJob:
@@ -233,12 +250,16 @@ class _Notes(UserCallback):
         self._storage, self._folder = storage, folder
 
     def after_report(self, run_context: Any, metrics: list[Row], checkpoint: Any) -> None:
-        if not metrics or metrics[0].get("epoch_end") != 1.0:
-            return
+        if metrics and metrics[0].get("epoch_end") == 1.0:
+            # The checkpoint holds the row, too: `replace` puts it where the store was away.
+            with contextlib.suppress(HcsError):
+                self._note(metrics[0], checkpoint)
+
+    def _note(self, metrics: Row, checkpoint: Any) -> None:
         _, root = self._storage.arrow()
         path = "" if checkpoint is None else str(checkpoint.path).removeprefix(root).lstrip("/")
         rows = read_rows(self._storage, self._folder)
-        row = {**metrics[0], "checkpoint": path, "told_unix_s": round(time.time(), 3)}
+        row = {**metrics, "checkpoint": path, "told_unix_s": round(time.time(), 3)}
         before = [old for old in rows if old["epoch"] < row["epoch"]]
         self._write([*before, row])
 
@@ -268,15 +289,12 @@ class MapTrial(ray.tune.Trainable):
     def step(self) -> Row:
         from hcs_ray.tune import map_objective
 
-        storage = self._work.study.storage
-        folder = self._work.trial_folder(trial_name(self.trial_id, self._draw))
+        storage, name = self._work.study.storage, trial_name(self.trial_id, self._draw)
+        folder = self._work.trial_folder(name)
         storage.delete(f"{folder}/{ERROR_FILE}")
         study = replace(self._work.study, config=self._work.space.study_config(self._values))
-        try:
+        with _noting(self._work, name):
             figures = map_objective.evaluate(study, self._work.space.sweep.seed)
-        except HcsError as error:
-            storage.write(f"{folder}/{ERROR_FILE}", str(error).encode())
-            raise
         rows = [{"epoch": 0.0, "optimizer_steps": 0.0, **figures}]
         storage.write(f"{folder}/{EPOCHS_FILE}", json.dumps(rows).encode())
         return {**judged(rows, self._work.space), "folder": folder, FINISHED: True, "done": True}

@@ -20,7 +20,7 @@ from hcs_ray.tune.trials import ERROR_FILE, FINISHED, Work, trial_name
 
 LEADERBOARD: Final = "leaderboard.parquet"
 _SECONDS: Final = 1.0  # between two writings of the leaderboard
-_PICTURE_SECONDS: Final = 15.0  # and of its picture, which takes some
+_PICTURE_SECONDS: Final = 30.0  # and of its picture, which takes some
 _LONGEST_ERROR: Final = 300
 
 Say = Callable[[str], None]
@@ -64,7 +64,7 @@ class Watcher:
         now = time.monotonic()
         if ended == self._ended and now - self._written < _SECONDS:
             return
-        draw = ended != self._ended and now - self._drawn > _PICTURE_SECONDS
+        draw = now - self._drawn > _PICTURE_SECONDS
         self._write(table, draw)
         self._ended, self._written = ended, time.monotonic()
         self._drawn = self._written if draw else self._drawn
