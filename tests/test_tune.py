@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from hcs_ray import contracts as c
-from hcs_ray.config import parse_sweep
+from hcs_ray.config import StudyConfig, parse_sweep
 from hcs_ray.stage import read_record
 from hcs_ray.storage import LocalStorage
-from hcs_ray.study import open_study
+from hcs_ray.study import Study, open_study
 from hcs_ray.tables import read_embeddings
 from hcs_ray.tune import folds
+from hcs_ray.tune.space import Space
 from hcs_ray.tune.sweep import _can_go_on
+from hcs_ray.tune.trials import Work
 from tests.command import HCS_RAY, hcs_ray, refused
 from tests.conftest import REPOSITORY
 from tests.drawn_study import drawn_study
@@ -196,12 +198,14 @@ def kill_when(file: Path, command: list[str], **environment: str) -> None:
 
 def test_a_state_of_tune_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    assert not _can_go_on(storage, "ray")
+    space = Space(parse_sweep(KILLED, "s.yaml"), StudyConfig())
+    work = Work(Study(storage, StudyConfig(), "main"), space, "sweeps/main")
+    assert not _can_go_on(work, "ray")
     storage.write("ray/tuner.pkl", b"\x80\x05N.")
     storage.write("ray/experiment_state-1.json", b'{"trial_data": []}')
-    assert _can_go_on(storage, "ray")
+    assert _can_go_on(work, "ray")
     storage.write("ray/searcher-state-1.pkl", b"\x80\x05N")
-    assert not _can_go_on(storage, "ray")
+    assert not _can_go_on(work, "ray")
     assert storage.sizes("ray") == {}
 
 

@@ -297,7 +297,8 @@ def _check_scheduler(sweep: SweepConfig) -> None:
     kind = sweep.scheduler.kind
     if sweep.compounds is not None and (kind != "fifo" or sweep.samples > 1 or sweep.stop != StopRules()):
         raise ValueError("every fold must be trained to its end, once: scheduler fifo, samples of 1, no stop")
-    strange = sorted(sweep.stop.reached.keys() - {goal.name for goal in sweep.metric})
+    goals = {goal.name for goal in sweep.metric}
+    strange = sorted(name for name in sweep.stop.reached if name.endswith("loss") and name not in goals)
     if strange:
         raise ValueError(f"stop.reached.{strange[0]}: name it as a metric, too, with its mode")
     if sweep.objective == "map" and sweep.resources != TrialResources():

@@ -31,7 +31,7 @@ def run_trials(work: Work, fit: Fit, watcher: Watcher) -> None:
     path = f"{root}/{work.folder}/{RAY_FOLDER}"
     Reports.watcher = watcher
     try:
-        if _can_go_on(work, f"{work.folder}/{RAY_FOLDER}"):
+        if _can_go_on(work.study.storage, f"{work.folder}/{RAY_FOLDER}", sweep.trials_wait):
             tuner = ray.tune.Tuner.restore(
                 path, trainable=trainable, resume_unfinished=True, resume_errored=True,
                 storage_filesystem=filesystem,
@@ -68,15 +68,14 @@ def _tuner(work: Work, fit: Fit, trainable: Any, folder: str, filesystem: Any) -
     )  # fmt: skip
 
 
-def _can_go_on(work: Work, folder: str) -> bool:
+def _can_go_on(storage: Storage, folder: str, trials_wait: bool = False) -> bool:
     """Whether Tune's state is there and whole; one that a kill has cut is deleted.
 
     So is one of trials that wait for each other: Tune keeps no state of schedulers, and a new one would wait
     for ever for trials that have ended. Nothing that was learned is lost with it: trials are numbered, the
     draws follow from the seed, and each goes on in its own folder where it draws the same values again.
     """
-    storage = work.study.storage
-    if work.space.sweep.trials_wait:
+    if trials_wait:
         for path in storage.sizes(folder):
             storage.delete(path)
         return False
