@@ -184,6 +184,8 @@ def test_a_sweep_is_typed_and_what_was_dumped_is_read_back() -> None:
     assert isinstance(sweep.searcher, OptunaSearcher)
     assert sweep.scheduler.grace_epochs == 2
     assert SweepConfig.model_validate(sweep.model_dump(mode="json")) == sweep
+    least = parse_sweep(LR + "metric: validation_loss\nmode: min", "s.yaml")
+    assert SweepConfig.model_validate(least.model_dump(mode="json")) == least
     population = parse_sweep(LR + "samples: 4\nscheduler: {kind: pbt}", "s.yaml")
     assert isinstance(population.scheduler, PbtScheduler)
 

@@ -207,7 +207,9 @@ class SweepConfig(ExecutionSection):
     metric: tuple[Goal, ...] = Field(
         (), description="a figure's name, or a list of {name, mode}; none: the objective's own"
     )
-    mode: Literal["max", "min"] = Field("max", description="of a metric that is one name")
+    mode: Literal["max", "min"] = Field(
+        "max", exclude=True, description="of a metric that is one name; kept beside it in the list"
+    )
     space: dict[str, SearchSpace] = Field(min_length=1, description="dotted study keys -> what they may be")
     fixed: dict[str, Any] = Field(default_factory=dict, description="dotted study keys set for every trial")
     samples: PositiveInt = Field(1, description="trials; with grid or compounds: of each combination")
@@ -235,7 +237,8 @@ class SweepConfig(ExecutionSection):
             raise ValueError("mode: write it beside each name of the metric list")
         metric = document.get("metric") or _GOALS.get(document.get("objective", "train"))
         if isinstance(metric, str):
-            return {**document, "metric": [{"name": metric, "mode": document.get("mode", "max")}]}
+            rest = {key: value for key, value in document.items() if key != "mode"}
+            return {**rest, "metric": [{"name": metric, "mode": document.get("mode", "max")}]}
         return document
 
     @pydantic.model_validator(mode="after")
