@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,15 +16,13 @@ import pytest
 import torch
 
 from hcs_ray import contracts as c
-from hcs_ray.config import StudyConfig, parse_sweep
+from hcs_ray.config import parse_sweep
 from hcs_ray.stage import read_record
 from hcs_ray.storage import LocalStorage
-from hcs_ray.study import Study, open_study
+from hcs_ray.study import open_study
 from hcs_ray.tables import read_embeddings
 from hcs_ray.tune import folds
-from hcs_ray.tune.space import Space
 from hcs_ray.tune.sweep import _can_go_on
-from hcs_ray.tune.trials import Work
 from tests.command import HCS_RAY, hcs_ray, refused
 from tests.conftest import REPOSITORY
 from tests.drawn_study import drawn_study
@@ -152,9 +151,8 @@ def test_a_trial_that_can_never_fit_is_one_line(study: Path, tmp_path: Path, clu
 
 
 KILLED = """
-space: {train.lr: {kind: grid, values: [0.003, 0.001]}}
-fixed: {train.epochs: 3}
-concurrency: 1
+space: {train.epochs: {kind: grid, values: [1, 12]}}
+fixed: {train.schedule: constant}
 resources: {workers: 1}
 """
 
@@ -165,31 +163,39 @@ def test_a_killed_sweep_keeps_its_finished_trial_and_goes_on_in_the_middle_of_th
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(KILLED)
     trials = study / "sweeps/main/trials"
-    kill_when(trials / "t0001/epochs.json", [HCS_RAY, "tune", str(study), str(sweep)], RAY_ADDRESS=cluster)
+    leaderboard = study / "sweeps/main/leaderboard.parquet"
+    command = [HCS_RAY, "tune", str(study), str(sweep)]
+    kill_when(lambda: {"ended", "running"} == statuses_with_score(leaderboard), command, RAY_ADDRESS=cluster)
     finished = {path: path.stat().st_mtime_ns for path in (trials / "t0000").rglob("*.*") if path.is_file()}
     told = json.loads((trials / "t0001/epochs.json").read_text())
-    assert 1 <= len(told) < 3
-    board = pd.read_parquet(study / "sweeps/main/leaderboard.parquet").set_index("trial")
-    assert board.loc["t0000", "status"] == "ended", "the leaderboard was kept current"
+    assert 1 <= len(told) < 12
     done = hcs_ray("tune", study, sweep, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stderr
     for path, changed in finished.items():
         assert path.stat().st_mtime_ns == changed, path
     rows = json.loads((trials / "t0001/epochs.json").read_text())
     assert rows[: len(told)] == told, "the epochs before the kill were not run again: they tell their times"
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
-    board = pd.read_parquet(study / "sweeps/main/leaderboard.parquet").set_index("trial")
-    assert list(board["epochs"]) == [3, 3]
-    assert board["train.lr"].to_dict() == {"t0000": 0.003, "t0001": 0.001}
+    assert [row["epoch"] for row in rows] == list(range(12))
+    board = pd.read_parquet(leaderboard).set_index("trial")
+    assert board["epochs"].to_dict() == {"t0000": 1, "t0001": 12}
+    assert set(board["status"]) == {"ended"}
 
 
-def kill_when(file: Path, command: list[str], **environment: str) -> None:
-    """Run a command and SIGKILL it once a file is there."""
+def statuses_with_score(leaderboard: Path) -> set[str]:
+    """How trials stand that have told an epoch; the leaderboard is kept current, and always whole."""
+    if not leaderboard.exists():
+        return set()
+    table = pd.read_parquet(leaderboard)
+    return set(table.loc[table["score"].notna(), "status"])
+
+
+def kill_when(ready: Callable[[], bool], command: list[str], **environment: str) -> None:
+    """Run a command and SIGKILL it once it has come so far."""
     deadline = time.monotonic() + LONGEST_S
     with subprocess.Popen(
         command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, **environment}
     ) as process:
-        while not file.exists():
+        while not ready():
             assert process.poll() is None, "it ended before"
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -198,14 +204,12 @@ def kill_when(file: Path, command: list[str], **environment: str) -> None:
 
 def test_a_state_of_tune_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    space = Space(parse_sweep(KILLED, "s.yaml"), StudyConfig())
-    work = Work(Study(storage, StudyConfig(), "main"), space, "sweeps/main")
-    assert not _can_go_on(work, "ray")
+    assert not _can_go_on(storage, "ray")
     storage.write("ray/tuner.pkl", b"\x80\x05N.")
     storage.write("ray/experiment_state-1.json", b'{"trial_data": []}')
-    assert _can_go_on(work, "ray")
+    assert _can_go_on(storage, "ray")
     storage.write("ray/searcher-state-1.pkl", b"\x80\x05N")
-    assert not _can_go_on(work, "ray")
+    assert not _can_go_on(storage, "ray")
     assert storage.sizes("ray") == {}
 
 
