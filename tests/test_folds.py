@@ -89,7 +89,7 @@ def screened(
     """A study in an empty folder, of which only the index is there."""
     (folder / "study.yaml").write_text(json.dumps(config))
     study = open_study(str(folder))
-    manifest = {"format": c.MANIFEST_FORMAT, "channels": ["DAPI"], "field_px": [32, 40], "plates": {}}
+    manifest = {"format": c.MANIFEST_FORMAT, "channels": ["DAPI"], "field_px": [64, 80], "plates": {}}
     with study.writing("shard", study.claim("shard")) as writer:
         writer.write_table("index.parquet", index)
         writer.write("manifest.json", json.dumps(manifest).encode())
