@@ -40,12 +40,11 @@ _CLAIM = b"hcs_ray_claim"  # of a chunk's Parquet metadata: what it was made fro
 _ANCHORS_IN_USE: Final = 4  # times model.anchor_fields: what is computed once can do with less noise
 
 
-def embed(study: Study, progress: Progress, force: bool = False, run: str | None = None) -> dict[str, Any]:
+def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
     """Write ``embeddings/NAME/``; chunks that a killed run has written are kept.
 
-    ``run`` names a network of a sweep's trial (`Study.with_run`); none: the study's own, or what it names.
+    The network is that of this run, or the one that `Study.run` names.
     """
-    study = study if run is None else study.with_run(run)
     claim = study.claim("embed")
     fields = len(read_index(study, [c.KEY]))
     chunks = list(_chunks(fields, study.config.embed.chunk_fields))

@@ -61,10 +61,9 @@ def read_metrics(study: Study) -> dict[str, Any]:
     return found
 
 
-def load_network(study: Study, run: str | None = None) -> tuple[MoaNetwork, ModelSpec]:
+def load_network(study: Study) -> tuple[MoaNetwork, ModelSpec]:
     """The network of this finished run, or of a trial of a sweep (`Study.model`), in evaluation mode."""
-    chosen = study if run is None else study.with_run(run)
-    record, path = chosen.model()
+    record, path = study.model()
     data = record.read(study.storage, path)
     saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     spec = ModelSpec.from_json(saved["spec"])
