@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -89,6 +89,7 @@ def test_outputs_are_float32_and_close_under_autocast_and_channels_last() -> Non
 # --- the description of a network ---------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=3), st.lists(st.text(), max_size=3), st.integers(1, 8))
 def test_a_description_is_read_as_it_was_written(names: list[str], more: list[str], downsample: int) -> None:
     config = model().model_dump(mode="json")
@@ -140,6 +141,7 @@ def test_a_reversed_gradient_is_the_finite_difference_times_minus_the_scale() ->
     torch.testing.assert_close(reverse_gradient(point, 0.3), point, rtol=0, atol=0)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.01, 10))
 def test_the_reversal_grows_to_its_weight_and_stays(steps: int, warmup: float, weight: float) -> None:
     config = AdversaryConfig(target="plate", weight=weight, warmup=warmup)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcs_ray.config import StudyConfig, SweepConfig, parse_sweep
@@ -53,6 +53,7 @@ def test_as_many_trials_run_as_fit(
     assert fit_trials(nodes, worker, workers, 1) == min(trials, 1)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 4),
     st.integers(1, 20),
@@ -100,6 +101,7 @@ def test_a_key_that_was_not_set_is_blank_and_values_of_any_kind_can_be_written()
 points = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(points)
 def test_fronts_are_pareto_s(found: list[tuple[int, int]]) -> None:
     sweep = sweep_of(LR + "metric: [{name: a}, {name: b, mode: min}]\nsearcher: {kind: optuna}")
@@ -249,3 +251,27 @@ def test_bohb_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ConfigSpace", None)
     with pytest.raises(InputError, match=r"searcher bohb needs ConfigSpace: pip install 'hcs_ray\[bohb\]'"):
         searcher_of(space, 1)
+
+
+def test_a_synchronous_population_goes_on_where_its_last_one_fails() -> None:
+    """Ray's own scheduler waits for ever: it asks again only when a trial reports."""
+    from types import SimpleNamespace
+
+    from ray.tune.experiment import Trial
+
+    from hcs_ray.tune.algorithms import scheduler_of
+
+    space = space_of(LR + "samples: 2\nscheduler: {kind: pbt, interval_epochs: 2}")
+    scheduler = scheduler_of(space)
+    scheduler.set_search_properties(metric="score", mode="max")
+    trials = [Trial("any", config={"train.lr": 1e-3}, stub=True) for _ in range(3)]
+    controller = SimpleNamespace(get_trials=lambda: trials, search_alg=None)
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    for trial in trials[:2]:
+        scheduler._trial_state[trial].last_train_time = 2
+        trial.status = Trial.PAUSED
+    trials[2].status = Trial.RUNNING
+    assert scheduler.choose_trial_to_run(controller) is None, "the third is still on its way"
+    trials[2].status = Trial.ERROR
+    assert scheduler.choose_trial_to_run(controller) in trials[:2]
