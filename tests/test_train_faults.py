@@ -236,6 +236,7 @@ def test_a_killed_worker_and_later_the_driver(reference: Ended, study: Path, clu
     assert_same(ended, reference)
 
 
+@pytest.mark.soak
 def test_a_killed_node_and_a_new_one(reference: Ended, study: Path, cluster: Cluster) -> None:
     assert_same(strike(study, cluster, "node", 0, lambda _: replace_node(cluster)), reference)
 
