@@ -32,7 +32,8 @@ class ModelConfig(Section):
     def _normalizable(self) -> ModelConfig:
         if self.normalization == "control_anchored" and self.backbone.startswith(("convnext", "dino")):
             raise ValueError(
-                f"normalization control_anchored needs batch normalisation, and {self.backbone} has none"
+                f"normalization control_anchored: backbone {self.backbone} has no batch normalisation; "
+                "choose tiny, resnet18 or resnet50, or normalization batch"
             )
         return self
 

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hcs_ray.contracts import InputError
 from hcs_ray.model.backbone import Backbone
 
 PlateStatistics = tuple[torch.Tensor, ...]  # one (2, C) float32 a layer: mean and variance of its channels
@@ -101,25 +100,17 @@ class AnchoredBatchNorm2d(nn.Module):
         return normalised.to(images.dtype)
 
 
-def anchor_backbone(backbone: Backbone, channels: int, name: str) -> Reference:
+def anchor_backbone(backbone: Backbone, channels: int) -> Reference:
     """Replace every BatchNorm2d by an anchored one, keeping its weight and bias, and anchor the images.
 
     Args:
-        backbone: Changed in place; the scaling of pretrained weights gives way to the plate's own.
+        backbone: Changed in place; the scaling of pretrained weights gives way to the plate's own. It has
+            batch normalisation: the configuration refuses those that have none.
         channels: Of the images.
-        name: Of the backbone, as in ``model.backbone``.
-
-    Raises:
-        InputError: it has no batch normalisation.
     """
     reference = Reference()
     modules: Any = backbone.network.named_modules()
     layers = [(path, layer) for path, layer in modules if isinstance(layer, nn.BatchNorm2d)]
-    if not layers:
-        raise InputError(
-            f"model.normalization control_anchored: model.backbone {name} has no batch normalisation; "
-            "choose tiny, resnet18 or resnet50, or model.normalization batch"
-        )
     backbone.scaling = AnchoredBatchNorm2d(nn.BatchNorm2d(channels, affine=False), reference)
     for path, layer in layers:
         backbone.network.set_submodule(path, AnchoredBatchNorm2d(layer, reference))

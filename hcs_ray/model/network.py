@@ -84,7 +84,7 @@ class MoaNetwork(nn.Module):
         self.backbone = build_backbone(config, len(spec.channels), pretrained=pretrained, storage=storage)
         self._reference: Reference | None = None
         if config.normalization == "control_anchored":
-            self._reference = anchor_backbone(self.backbone, len(spec.channels), config.backbone)
+            self._reference = anchor_backbone(self.backbone, len(spec.channels))
         features = self.backbone.features
         self.moa = classifier(features, len(spec.classes), config.dropout)
         self.treatment: nn.Module | None = None
