@@ -17,7 +17,7 @@ from hcs_ray import contracts as c
 from hcs_ray.config import Bbbc021Screen, PybbbcScreen
 from hcs_ray.contracts import InputError
 from hcs_ray.screen import file_column
-from hcs_ray.screen.tables import decimal, integer, read_table, rows_of
+from hcs_ray.screen.tables import TEXT, decimal, integer, read_table, rows_of
 from hcs_ray.screen.wells import padded_well
 
 CHANNELS: Final = ("DAPI", "Tubulin", "Actin")
@@ -48,9 +48,9 @@ def join_tables(image: bytes, moa: bytes, compound: bytes, config: TableNames) -
     rows = [_field(row, line, config) for line, row in rows_of(images)]
     fields = pd.DataFrame(rows)
     _refuse_duplicates(fields, config.image_table)
-    fields[c.MOA] = fields[c.TREATMENT].map(moas).astype("str")
+    fields[c.MOA] = fields[c.TREATMENT].map(moas).astype(TEXT)
     fields.loc[fields[c.COMPOUND] == config.negative_control, c.MOA] = None
-    fields[c.SMILES] = fields[c.COMPOUND].map(smiles).astype("str")
+    fields[c.SMILES] = fields[c.COMPOUND].map(smiles).astype(TEXT)
     fields[c.PERT_TYPE] = perturbation_types(fields, config)
     columns = [c.KEY, *c.FIELD_COLUMNS, *(file_column(channel) for channel in CHANNELS)]
     return fields.sort_values(c.KEY, ignore_index=True)[columns]

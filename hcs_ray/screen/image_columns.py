@@ -17,7 +17,7 @@ import pandas as pd
 from hcs_ray.contracts import InputError
 from hcs_ray.screen import file_column
 from hcs_ray.screen.images import parse_location
-from hcs_ray.screen.tables import integer
+from hcs_ray.screen.tables import TEXT, integer
 from hcs_ray.storage import Storage, open_storage
 
 _IMAGE: Final = re.compile(r"(?:FileName|URL)_((?:Orig(?!inal))?(?!Illum)(.+))")
@@ -155,14 +155,14 @@ def locate(
     }
     files = {name: [parse_location(text).path for text in column] for name, column in texts.items()}
     return (
-        pd.DataFrame(texts, index=table.index, dtype="str"),
-        pd.DataFrame(files, index=table.index, dtype="str"),
+        pd.DataFrame(texts, index=table.index, dtype=TEXT),
+        pd.DataFrame(files, index=table.index, dtype=TEXT),
     )
 
 
 def _located(table: pd.DataFrame, suffix: str, places: Places) -> Iterable[str]:
     """The location of one channel's image, row by row."""
-    nothing = pd.Series("", index=table.index, dtype="str")
+    nothing = pd.Series("", index=table.index, dtype=TEXT)
     columns = [
         table.get(f"{kind}_{suffix}", nothing) for kind in ("URL", "FileName", "PathName", "Frame", "Series")
     ]

@@ -17,7 +17,7 @@ from hcs_ray.screen.image_columns import Listing, Places, find_channels, locate,
 from hcs_ray.screen.images import TiffSource
 from hcs_ray.screen.listing import plate_digests, select_plates
 from hcs_ray.screen.table_files import TableFiles, bare, column_names, resolve, set_plates, set_wells
-from hcs_ray.screen.tables import integer
+from hcs_ray.screen.tables import TEXT, integer
 from hcs_ray.screen.treatments import join_treatments
 from hcs_ray.screen.well_contents import WELL_COLUMNS, describe_wells, optional
 from hcs_ray.storage import Storage, open_storage
@@ -71,7 +71,7 @@ def _read_rows(files: TableFiles, config: LoadDataScreen) -> pd.DataFrame:
     table = set_wells(table[table[c.PLATE].isin(set(chosen))])
     table[c.SITE] = [_site(text, str(where)) for where, text in table[c.SITE].items()]
     _refuse_repeated(table)
-    table[c.SITE] = table[c.SITE].astype("str")
+    table[c.SITE] = table[c.SITE].astype(TEXT)
     return table
 
 
@@ -83,7 +83,7 @@ def _own_columns(table: pd.DataFrame, config: LoadDataScreen) -> pd.DataFrame:
     what = str(table.index[0]).rpartition(" row ")[0]
     theirs = {ours: resolve(table, name, key, what) for key, (ours, name) in wanted.items()}
     values = {ours: table[name] for ours, name in theirs.items()}
-    values.setdefault(c.SITE, pd.Series("1", index=table.index, dtype="str"))
+    values.setdefault(c.SITE, pd.Series("1", index=table.index, dtype=TEXT))
     original = {ours: _original(ours) for ours in {*values} - {*theirs.values()}}
     return table.rename(columns=original).assign(**values)
 
@@ -118,7 +118,7 @@ def _fields(table: pd.DataFrame, config: LoadDataScreen) -> pd.DataFrame:
         **{name: wells[name] for name in column_names(wells)},
     }
     keys = map(c.field_key, table[c.PLATE], table[c.WELL], table[c.SITE])
-    fields = pd.DataFrame({c.KEY: pd.Series(list(keys), index=table.index, dtype="str"), **ours})
+    fields = pd.DataFrame({c.KEY: pd.Series(list(keys), index=table.index, dtype=TEXT), **ours})
     return fields[[c.KEY, *c.FIELD_COLUMNS]].join(_further_columns(table, config))
 
 
@@ -133,7 +133,7 @@ def _further_columns(table: pd.DataFrame, config: LoadDataScreen) -> pd.DataFram
     for name in c.metadata_columns(table.columns):
         ours = name.casefold() in _OURS
         if not ours or name not in sources:
-            further[_original(name) if ours else name] = table[name].astype("str").where(table[name] != "")
+            further[_original(name) if ours else name] = table[name].astype(TEXT).where(table[name] != "")
     return pd.DataFrame(further, index=table.index)
 
 
@@ -147,7 +147,7 @@ def _site(text: str, where: str) -> int:
 def _constant_or_column(table: pd.DataFrame, column: str | None, ours: str, constant: str) -> pd.Series:
     name = optional(table, column, ours, "batch")
     if name is None:
-        return pd.Series(constant, index=table.index, dtype="str")
+        return pd.Series(constant, index=table.index, dtype=TEXT)
     values = table[name].fillna("")
     if (empty := values == "").any():
         raise InputError(f"{table.index[empty][0]}: {name} is empty")

@@ -32,6 +32,7 @@ from hcs_ray.screen.bbbc021_tables import CHANNELS, field_row, join_tables, pert
 from hcs_ray.screen.float16 import FULL_SCALE, Float16Error, Half, to_integers
 from hcs_ray.screen.listing import plate_digests, select_plates
 from hcs_ray.screen.pybbbc_file import PLANES, UNKNOWN, PlateFile, damaged, opened, read_plate_file
+from hcs_ray.screen.tables import TEXT
 from hcs_ray.screen.wells import padded_well
 from hcs_ray.storage import Storage
 
@@ -112,8 +113,8 @@ def _fields_of_files(files: dict[str, PlateFile], config: PybbbcScreen, storage:
         raise InputError(
             f"{storage.url}: {first[file_column(CHANNELS[0])]}: {first[c.KEY]} stands there twice"
         )
-    fields[c.MOA] = fields[c.MOA].astype("str")
-    fields[c.SMILES] = pd.Series(None, index=fields.index, dtype="str")
+    fields[c.MOA] = fields[c.MOA].astype(TEXT)
+    fields[c.SMILES] = pd.Series(None, index=fields.index, dtype=TEXT)
     fields[c.PERT_TYPE] = perturbation_types(fields, config)
     columns = [c.KEY, *c.FIELD_COLUMNS, *(file_column(channel) for channel in CHANNELS)]
     return fields.sort_values(c.KEY, ignore_index=True)[columns]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
-from hcs_ray.screen.tables import read_table
+from hcs_ray.screen.tables import TEXT, read_table
 from hcs_ray.screen.wells import padded_well
 from hcs_ray.storage import Storage
 
@@ -59,7 +59,7 @@ class TableFiles:
                 raise InputError(f"{path}: not a readable gzip file ({error}); copy it again") from None
         table = read_table(data, path)
         table = table.mask(table.isin(_MISSING), "")
-        return table.set_axis(pd.Index([f"{path} row {row}" for row in table.index], dtype="str"))
+        return table.set_axis(pd.Index([f"{path} row {row}" for row in table.index], dtype=TEXT))
 
     def names(self, folder: str) -> set[str]:
         """The names of the files in a folder."""

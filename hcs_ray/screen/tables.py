@@ -13,9 +13,13 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from hcs_ray.contracts import InputError
+
+# What pandas 3 calls "str", in pandas 2 as well.
+TEXT: Final = pd.StringDtype(na_value=np.nan)
 
 _SEPARATORS: Final = (",", ";", "\t")
 _FIRST_LINE: Final = re.compile(r"[^\r\n]*[^\s][^\r\n]*")
@@ -60,7 +64,7 @@ def read_table(data: bytes, name: str, columns: Sequence[str] = ()) -> pd.DataFr
         numbers.append(number)
     if not rows:
         raise InputError(f"{name}: has no rows")
-    return pd.DataFrame(rows, columns=header, index=pd.Index(numbers, name="row"), dtype="str")
+    return pd.DataFrame(rows, columns=header, index=pd.Index(numbers, name="row"), dtype=TEXT)
 
 
 def rows_of(table: pd.DataFrame) -> Iterator[tuple[int, dict[str, str]]]:
@@ -91,7 +95,7 @@ def typed(column: pd.Series) -> pd.Series:
 
     What loses a digit as a number (00123) or only looks like one (1E5) keeps its column text.
     """
-    column = column.astype("str").where(column != "")
+    column = column.astype(TEXT).where(column != "")
     texts = column.dropna().unique()
     if len(texts) and all(_PLAIN_INTEGER.fullmatch(text) for text in texts):
         return column.astype("Int64")

@@ -12,7 +12,7 @@ from hcs_ray import contracts as c
 from hcs_ray.config import LoadDataScreen
 from hcs_ray.contracts import InputError
 from hcs_ray.screen.table_files import resolve
-from hcs_ray.screen.tables import decimal
+from hcs_ray.screen.tables import TEXT, decimal
 
 # Keys of `screen.columns` -> the columns of ours that are made of them.
 WELL_COLUMNS: Final[Mapping[str, str]] = {
@@ -49,7 +49,7 @@ def describe_wells(table: pd.DataFrame, config: LoadDataScreen) -> pd.DataFrame:
             c.CONCENTRATION: pd.Series(
                 [float("nan") if dose is None else float(dose) for dose in doses], table.index
             ),
-            c.TREATMENT: pd.Series(treatments, table.index, dtype="str"),
+            c.TREATMENT: pd.Series(treatments, table.index, dtype=TEXT),
         }
     )
     wells[c.PERT_TYPE] = _roles(wells, told, config)
@@ -71,8 +71,8 @@ def _texts(table: pd.DataFrame, column: str | None, ours: str, key: str) -> pd.S
     """Text, missing where the cell is empty."""
     name = optional(table, column, ours, key)
     if name is None:
-        return pd.Series(None, index=table.index, dtype="str")
-    return table[name].where(table[name] != "").astype("str")
+        return pd.Series(None, index=table.index, dtype=TEXT)
+    return table[name].where(table[name] != "").astype(TEXT)
 
 
 def _compounds(table: pd.DataFrame, config: LoadDataScreen) -> pd.Series:
@@ -97,7 +97,7 @@ def _compounds(table: pd.DataFrame, config: LoadDataScreen) -> pd.Series:
 def _told_roles(table: pd.DataFrame, config: LoadDataScreen) -> pd.Series:
     """The role that the tables give, "" where they give none."""
     columns = config.columns
-    nothing = pd.Series("", index=table.index, dtype="str")
+    nothing = pd.Series("", index=table.index, dtype=TEXT)
     kind = optional(table, columns.pert_type, c.PERT_TYPE, "pert_type")
     control = optional(table, columns.control_type, _CONTROL_TYPE, "control_type")
     kinds = nothing if kind is None else table[kind].fillna("")

@@ -20,7 +20,7 @@ from hcs_ray.config import canonical_digest
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.screen import Screen
 from hcs_ray.screen.sources import open_screen, raw_storage
-from hcs_ray.screen.tables import typed
+from hcs_ray.screen.tables import TEXT, typed
 from hcs_ray.session import ensure_session, plainly
 from hcs_ray.shards import codec
 from hcs_ray.shards.plate import FOLDER, Part, PlateJob, is_whole, read_part, write_plate
@@ -181,7 +181,7 @@ def _index(parts: Mapping[str, Part]) -> bytes:
     table = pa.concat_tables(rows, promote_options="permissive").sort_by(c.KEY)
     for name in c.metadata_columns(table.column_names):
         if name not in c.FIELD_COLUMNS:
-            values = typed(table[name].to_pandas().astype("str").fillna(""))
+            values = typed(table[name].to_pandas().astype(TEXT).fillna(""))
             place = table.column_names.index(name)
             table = table.set_column(place, name, pa.Array.from_pandas(values))
     return parquet_bytes(table)
