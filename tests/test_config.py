@@ -36,6 +36,7 @@ from hcs_ray.contracts import InputError
         ("screen: {camera_maximum: 70000}", [], "screen.camera_maximum: input should be less than"),
         ("storage: {secret: x}", [], "unknown key storage.secret"),
         ("a: [", [], "line 1: not valid YAML"),
+        ("train:\n  lr: 0.1\n  lr: 0.2\n", [], "line 3: not valid YAML: lr stands here for the second time"),
         ("- 1", [], "must hold keys and values"),
         ("", ["train.lr"], "--set train.lr: write section.key=value"),
         ("", ["train.lr={"], "not valid YAML"),

@@ -192,7 +192,6 @@ def node_cache(folder: str | None, limit_gb: float) -> MemberCache | None:
     if folder is not None:
         return MemberCache(Path(folder).expanduser().absolute(), int(limit_gb * 1e9))
     own = Path(tempfile.gettempdir(), f"hcs-ray-members-{os.getuid()}")
-    cache = MemberCache(own, int(limit_gb * 1e9))
-    if own.is_symlink() or own.stat().st_uid != os.getuid():
+    if own.is_symlink() or (own.exists() and own.stat().st_uid != os.getuid()):
         raise InputError(f"{own}: belongs to another user; set train.cache_folder")
-    return cache
+    return MemberCache(own, int(limit_gb * 1e9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ray.train import Checkpoint
 
@@ -13,10 +13,9 @@ from hcs_ray.storage import Storage
 from hcs_ray.train import model_bytes
 from hcs_ray.train.closing import MODEL_FILE
 from hcs_ray.train.job import RAY_FOLDER
+from hcs_ray.train.snapshot import SNAPSHOT_FILE, mend_snapshot
 from hcs_ray.tune.space import Values
 from hcs_ray.tune.trials import Work, job_of, read_rows
-
-_SNAPSHOT: Final = "checkpoint_manager_snapshot.json"
 
 
 def hand_on(work: Work, trial: str, values: Values, folder: str) -> list[dict[str, Any]]:
@@ -41,11 +40,9 @@ def hand_on(work: Work, trial: str, values: Values, folder: str) -> list[dict[st
 
 def newest_state(storage: Storage, ray_folder: str) -> RunState | None:
     """Our part of the newest checkpoint that Ray Train has noted in its folder; None where there is none."""
-    found = storage.read_versioned(f"{ray_folder}/{_SNAPSHOT}")
-    try:
-        newest = json.loads(found[0] if found else b"{}").get("latest_checkpoint_result")
-    except ValueError:  # cut by a kill
-        newest = None
+    mend_snapshot(storage, ray_folder)
+    found = storage.read_versioned(f"{ray_folder}/{SNAPSHOT_FILE}")
+    newest = json.loads(found[0] if found else b"{}").get("latest_checkpoint_result")
     if not newest:
         return None
     filesystem, root = storage.arrow()
