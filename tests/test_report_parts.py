@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hcs_ray import contracts as c
-from hcs_ray.report import fieldmap, order, outliers, palette, pictures, plates, scores, screen
+from hcs_ray import palette
+from hcs_ray.report import fieldmap, order, outliers, pictures, plates, scores, screen
 from hcs_ray.report.material import Material, gather
 from tests.report_study import CHANNELS, EVIL_MOA, make_study
 

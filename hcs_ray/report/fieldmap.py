@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
-from hcs_ray.report.figures import Numbers, category_map, value_map
-from hcs_ray.report.order import in_order
-from hcs_ray.report.palette import (
-    CONTROL_COLOUR,
+from hcs_ray.palette import (
     OKABE_ITO,
     QUIET_COLOUR,
     Style,
-    category_styles,
+    mechanism_labels,
+    mechanism_styles,
     ordered_styles,
     tints,
 )
+from hcs_ray.report.figures import Numbers, category_map, value_map
+from hcs_ray.report.order import in_order
 from hcs_ray.report.pictures import Picture
 
-NO_LABEL: Final = "no label"
 NO_REASON: Final = "none"
 _WIDTH: Final = 1000  # of the large map's coordinates
 _HEIGHTS: Final = (450, 800)
@@ -62,24 +61,6 @@ class FieldMap:
     groups: tuple[Group, ...]
     points: tuple[Point, ...]
     small: tuple[Picture, ...]
-
-
-def mechanism_labels(fields: pd.DataFrame) -> pd.Series[Any]:
-    """What a field is called: its MoA, the name of a negative control, or that it has no label."""
-    control = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
-    labels = fields[c.MOA].astype(object).where(fields[c.MOA].notna(), NO_LABEL)
-    return labels.where(~control, fields[c.COMPOUND]).astype(str)
-
-
-def mechanism_styles(fields: pd.DataFrame) -> dict[str, Style]:
-    """Styles of `mechanism_labels`; what is drawn first comes first: no label, controls, mechanisms."""
-    moas = sorted({str(moa) for moa in fields[c.MOA].dropna()})
-    controls = sorted({str(name) for name in fields[fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL][c.COMPOUND]})
-    return {
-        NO_LABEL: Style(QUIET_COLOUR),
-        **{name: Style(CONTROL_COLOUR) for name in controls},
-        **category_styles(moas),
-    }
 
 
 def field_map(fields: pd.DataFrame) -> FieldMap:

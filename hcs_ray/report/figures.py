@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.palette import OKABE_ITO, QUIET_COLOUR, SEQUENTIAL, Style
 from hcs_ray.report.order import plates_in_order
-from hcs_ray.report.palette import OKABE_ITO, QUIET_COLOUR, SEQUENTIAL, Style
 from hcs_ray.report.pictures import Picture, data_uri
 
 if TYPE_CHECKING:

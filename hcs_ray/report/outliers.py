@@ -22,7 +22,7 @@ from hcs_ray.outliers.find import (
     SCORE,
     Level,
 )
-from hcs_ray.report.fieldmap import NO_LABEL
+from hcs_ray.palette import NO_LABEL
 from hcs_ray.report.pictures import FieldPictures, Picture
 
 EXPLANATIONS: Final = {

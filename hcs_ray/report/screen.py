@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
-from hcs_ray.report.fieldmap import NO_LABEL, mechanism_labels
+from hcs_ray.palette import NO_LABEL, mechanism_labels
 from hcs_ray.report.pictures import FieldPictures, Picture
 from hcs_ray.report.plates import flagged
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from hcs_ray import contracts as c
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Okabe and Ito's colours without yellow, which is too faint on white, and black, which is the text's.
 OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -15,6 +20,7 @@ MARKS: Final = ("o", "^", "s", "D")  # in matplotlib's names
 CONTROL_COLOUR: Final = "#7b828c"
 QUIET_COLOUR: Final = "#c5cad1"  # no label, not used, nothing found
 SEQUENTIAL: Final = "viridis"
+NO_LABEL: Final = "no label"
 _ORDERED_LIMIT: Final = len(OKABE_ITO)
 
 
@@ -60,3 +66,21 @@ def scale_colours(shares: npt.ArrayLike) -> list[str]:
 
     colours = matplotlib.colormaps[SEQUENTIAL](np.clip(np.asarray(shares, dtype=float), 0, 1))
     return [to_hex(colour) for colour in colours]
+
+
+def mechanism_labels(fields: pd.DataFrame) -> pd.Series[Any]:
+    """What a field is called: its MoA, the name of a negative control, or that it has no label."""
+    control = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
+    labels = fields[c.MOA].astype(object).where(fields[c.MOA].notna(), NO_LABEL)
+    return labels.where(~control, fields[c.COMPOUND]).astype(str)
+
+
+def mechanism_styles(fields: pd.DataFrame) -> dict[str, Style]:
+    """Styles of `mechanism_labels`; what is drawn first comes first: no label, controls, mechanisms."""
+    moas = sorted({str(moa) for moa in fields[c.MOA].dropna()})
+    controls = sorted({str(name) for name in fields[fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL][c.COMPOUND]})
+    return {
+        NO_LABEL: Style(QUIET_COLOUR),
+        **{name: Style(CONTROL_COLOUR) for name in controls},
+        **category_styles(moas),
+    }
