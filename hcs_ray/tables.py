@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -28,9 +30,21 @@ def read_embeddings(study: Study) -> tuple[pd.DataFrame, Features]:
     Returns:
         The key, ``Metadata_*`` and ``Probability_*`` columns, and embeddings (N, F) float32, row-aligned.
     """
+    table = pd.concat(list(_embedding_files(study)), ignore_index=True)
+    return _taken_apart(table.sort_values(c.KEY, ignore_index=True))
+
+
+def embedding_chunks(study: Study) -> Iterator[tuple[pd.DataFrame, Features]]:
+    """The same file by file, in the order of keys, for what does not need all fields at once."""
+    return map(_taken_apart, _embedding_files(study))
+
+
+def _embedding_files(study: Study) -> Iterator[pd.DataFrame]:
     record = study.require("embed")
-    files = sorted(path for path in record.outputs if path.endswith(".parquet"))
-    table = pd.concat([record.read_table(study.storage, path) for path in files], ignore_index=True)
-    table = table.sort_values(c.KEY, ignore_index=True)
+    for path in sorted(path for path in record.outputs if path.endswith(".parquet")):
+        yield record.read_table(study.storage, path)
+
+
+def _taken_apart(table: pd.DataFrame) -> tuple[pd.DataFrame, Features]:
     features = np.stack(table[c.EMBEDDING].to_list()).astype(np.float32)
     return table.drop(columns=c.EMBEDDING), features
