@@ -1,4 +1,4 @@
-"""Normalisation: streaming of wells, whitening with a shrinkage that the controls choose, alignment of batches."""
+"""Normalisation: wells from a stream, whitening that the controls shrink, alignment of batches."""
 
 from __future__ import annotations
 

@@ -71,23 +71,62 @@ class SplitConfig(Section):
 class EmbedConfig(ExecutionSection):
     """`hcs-ray embed`."""
 
-    execution: ClassVar[frozenset[str]] = frozenset({"workers", "use_gpu", "threads", "cpus_per_worker"})
+    execution: ClassVar[frozenset[str]] = frozenset(
+        {"workers", "use_gpu", "threads", "cpus_per_worker", "on_error"}
+    )
+    since: ClassVar[frozenset[str]] = frozenset(
+        {"tiles", "tile_px", "pool", "test_time_augmentation", "dtype"}
+    )
 
     chunk_fields: PositiveInt = Field(
         512, description="fields in one output file: the unit of work and of resuming"
     )
     batch: PositiveInt = 16
     precision: Literal["32", "bf16"] = Field("32", description="bf16: faster on a GPU, to three digits")
+    tiles: Literal["full", "center", "grid"] = Field(
+        "full", description="of a field: all of it at once, its middle, or as many tiles as cover it"
+    )
+    tile_px: PositiveInt = Field(512, description="side of a tile, in pixels of the stored field")
+    pool: Literal["mean", "max", "median"] = Field(
+        "mean", description="over the tiles of a field, by feature; probabilities are averaged"
+    )
+    test_time_augmentation: Literal["none", "flips", "dihedral"] = Field(
+        "none", description="average over 4 flips, or over these and quarter turns (8), of each tile"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="float16: files of half the size, to three digits"
+    )
+    on_error: Literal["fail", "quarantine"] = Field(
+        "fail", description="quarantine: leave out damaged members, listed in unreadable.parquet"
+    )
     workers: PositiveInt = 2
     use_gpu: bool = False
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    threads: PositiveInt = 2
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="cores that Ray sets aside for a worker; it computes with as many threads (at least 1)"
+    )
+    threads: PositiveInt = Field(2, description="fields that a worker decodes at a time")
 
 
-class ProfileConfig(Section):
+class ProfileConfig(ExecutionSection):
     """`hcs-ray profile`."""
 
-    normalization: Literal["none", "center", "standardize", "mad_robustize"] = "standardize"
+    since: ClassVar[frozenset[str]] = frozenset({"shrinkage"})
+
+    normalization: Literal[
+        "none",
+        "center",
+        "center_scale",
+        "standardize",
+        "mad_robustize",
+        "sphere",
+        "coral",
+        "tvn",
+        "combat",
+        "harmony",
+    ] = Field("standardize", description="hcs-ray profile --compare shows what each does to this screen")
+    shrinkage: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="of the covariances of sphere, coral, tvn; none: chosen from the controls"
+    )
     well_aggregate: Literal["mean", "median"] = "mean"
     treatment_aggregate: Literal["mean", "median"] = "mean"
     metric: Literal["cosine", "correlation"] = "cosine"
@@ -95,13 +134,26 @@ class ProfileConfig(Section):
     seed: NonNegativeInt = 0
 
 
-class MapConfig(Section):
+class MapConfig(ExecutionSection):
     """`hcs-ray map`."""
 
-    neighbors: Annotated[int, Field(ge=2)] = 15
-    min_dist: Annotated[float, Field(ge=0, le=1)] = 0.1
+    execution: ClassVar[frozenset[str]] = frozenset({"densmap_most", "threads"})
+
+    neighbors: Annotated[int, Field(ge=2)] = Field(
+        15, description="nearest fields that a field is laid out by; all others where there are fewer"
+    )
+    min_dist: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="how close dots may lie")
     metric: Literal["cosine", "euclidean"] = "cosine"
+    supervised: Literal["none", "moa"] = Field(
+        "none", description="moa: the layout is told the MoA of every labelled field, and proves nothing of it"
+    )
+    landmarks: Annotated[int, Field(ge=4)] = Field(
+        20_000, description="of more fields, so many are laid out and all others placed among them"
+    )
+    densmap: bool = Field(False, description="keep local density, too; it takes no landmarks, but all fields")
+    densmap_most: PositiveInt = Field(20_000, description="of more fields, densmap is refused")
     seed: NonNegativeInt = 42
+    threads: PositiveInt = Field(2, description="cores that seek neighbours")
 
 
 class OutliersConfig(Section):

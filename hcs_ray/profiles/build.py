@@ -32,7 +32,7 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
         meta, embeddings = read_embeddings(study)
         meta = meta.merge(read_split(study)[[c.PLATE, c.WELL, c.SIDE]], on=[c.PLATE, c.WELL], how="left")
         wells, well_profiles = to_wells(meta.drop(columns=c.SIDE), embeddings, config.well_aggregate)
-        normalized, kept = normalize(wells, well_profiles, config.normalization)
+        normalized, kept, stated = normalize(wells, well_profiles, config.normalization, config.shrinkage)
         writer.write_table("well.parquet", _with_profiles(wells, normalized))
         progress(1, 4)
         treatments, profiles = to_treatments(wells, normalized, config.treatment_aggregate)
@@ -46,7 +46,11 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
             "format": 1,
             **scores.to_dict(),
             "classification": held_out.to_dict() if held_out else None,
-            "normalization": {"method": config.normalization, "features_kept": int(kept.sum())},
+            "normalization": {
+                "method": config.normalization,
+                "features_kept": int(kept.sum()),
+                **stated,
+            },
             "well_from_fields": config.well_aggregate,
         }
         writer.write(EVALUATION, (json.dumps(evaluation, indent=1, sort_keys=True) + "\n").encode())

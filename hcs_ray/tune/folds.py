@@ -236,7 +236,7 @@ def _read_space(screen: _Screen, compound: str, fold: Fold | None) -> _Space:
     config = screen.study.config.profile
     meta = fields.drop(columns=[c.SIDE, c.EMBEDDING])
     wells, profiles = to_wells(meta, np.stack(fields[c.EMBEDDING].to_list()), config.well_aggregate)
-    normalized = normalize(wells, profiles, config.normalization).features
+    normalized = normalize(wells, profiles, config.normalization, config.shrinkage).features
     # Intervals and nulls are drawn of all folds together, so one draw is enough here.
     found = evaluate_wells(wells, normalized, config.treatment_aggregate, Settings(config.metric, 1))
     own = meta[(meta[c.COMPOUND] == compound) & (meta[c.PERT_TYPE] == c.TREATED) & meta[c.MOA].notna()]
