@@ -34,7 +34,7 @@ _RUNNERS: dict[str, tuple[str, str, str]] = {
     "train": ("hcs_ray.train", "train", "steps"),
     "embed": ("hcs_ray.embed", "embed", "fields"),
     "profile": ("hcs_ray.profiles.build", "profile", "steps"),
-    "map": ("hcs_ray.maps", "make_map", "steps"),
+    "map": ("hcs_ray.maps", "make_map", "fields"),
     "outliers": ("hcs_ray.outliers", "find_outliers", "steps"),
     "report": ("hcs_ray.report.build", "report", "parts"),
 }
@@ -174,10 +174,66 @@ def _stage_command(stage: str, help_text: str) -> None:
 _stage_command("shard", "Turn raw images into verified WebDataset shards with an index.")
 _stage_command("split", "Divide the compounds into training, validation and test.")
 _stage_command("train", "Train the network, data-parallel; goes on from its newest checkpoint.")
-_stage_command("profile", "Make profiles of wells and treatments, and score them (NSC, NSCB).")
 _stage_command("map", "Lay all fields out in two dimensions with UMAP.")
 _stage_command("outliers", "Score how unusual each field is, with a reason for the most unusual.")
 _stage_command("report", "Write the report, one HTML file.")
+
+
+@app.command(epilog="Example: hcs-ray profile hcs-demo --folds loco")
+def profile(
+    study: Target,
+    name: Name = "main",
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            "--folds",
+            metavar="SWEEP",
+            help="Score a leave-one-compound-out sweep instead (track A), each compound by its own network.",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Lay all normalisations side by side instead, and name one by a rule."
+        ),
+    ] = False,
+    overrides: Overrides = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make profiles of wells and treatments, and score them (NSC, NSCB)."""
+    opened = _open(study, name, overrides)
+    if compare and folds is not None:
+        raise InputError("--compare and --folds: one at a time")
+    if compare:
+        _compare(opened, force, as_json)
+        return
+    if folds is None:
+        _one_stage(opened, "profile", force, as_json)
+        return
+    from hcs_ray.profiles.fold_stage import profile_folds
+    from hcs_ray.storage import preflight
+
+    preflight(opened.storage)
+    with _bar("folds", "settings") as progress:
+        figures = profile_folds(opened, folds, progress, force)
+    _say(figure_lines(figures))
+    _say(f"All of it: {opened.storage.url}/{opened.place('folds').folder}/folds.json")
+    if as_json:
+        typer.echo(json.dumps(figures))
+
+
+def _compare(study: Study, force: bool, as_json: bool) -> None:
+    from hcs_ray.profiles.compare import compare, next_step, show_comparison
+    from hcs_ray.storage import preflight
+
+    preflight(study.storage)
+    with _bar("compare", "normalisations") as progress:
+        figures = compare(study, progress, force)
+    show_comparison(study)
+    _say(next_step(study))
+    if as_json:
+        typer.echo(json.dumps(figures))
 
 
 @app.command(epilog="Example: hcs-ray embed hcs-demo --run sweep:first/best")
@@ -192,6 +248,10 @@ def embed(
             "--run", metavar="sweep:NAME/TRIAL", help="Take the network of a sweep's trial, or of its best."
         ),
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="And export them: anndata, gallery; see hcs-ray export."),
+    ] = None,
     overrides: Overrides = None,
     force: Force = False,
     as_json: Json = False,
@@ -201,6 +261,37 @@ def embed(
 
     opened = _open(study, name or (sweep_of(source) if source else None) or "main", overrides)
     _one_stage(opened.with_run(source) if source else opened, "embed", force, as_json)
+    if formats:
+        _export(opened, formats, force)
+
+
+@app.command(epilog="Example: hcs-ray export hcs-demo --to anndata --to gallery")
+def export(
+    study: Target,
+    formats: Annotated[
+        list[str],
+        typer.Option(
+            "--to", help="anndata: one .h5ad; gallery: the Cell Painting Gallery's folders. One option each."
+        ),
+    ],
+    name: Name = "main",
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Write embeddings, the map and profiles as other tools read them, below exports/NAME."""
+    from hcs_ray.storage import preflight
+
+    opened = _open(study, name, overrides)
+    preflight(opened.storage)
+    _export(opened, formats, force)
+
+
+def _export(study: Study, formats: list[str], force: bool) -> None:
+    from hcs_ray.export import export as write
+
+    with _bar("export", "fields") as progress:
+        figures = write(study, formats, progress, force)
+    _say(figure_lines(figures))
 
 
 @app.command(epilog="Example: hcs-ray tune hcs-demo tune_configs/smoke.yaml --name first")
@@ -216,7 +307,7 @@ def tune(
     from hcs_ray.storage import preflight
 
     prepare_environment()
-    from hcs_ray.tune import next_step, show_leaderboard
+    from hcs_ray.tune import next_step, show_leaderboard, written
     from hcs_ray.tune import tune as run_tune
 
     opened = _open(study, name, overrides)
@@ -225,9 +316,96 @@ def tune(
         figures = run_tune(opened, sweep, progress, force, _say)
     show_leaderboard(opened)
     _say(figure_lines(figures))
-    folder = f"{opened.storage.url}/{opened.place('tune').folder}"
-    _say(f"Leaderboard: {folder}/leaderboard.parquet, its picture: {folder}/leaderboard.svg")
+    _say(written(opened))
     _say(next_step(opened))
+
+
+def _column(option: str, what: str) -> Any:
+    return typer.Option(f"--{option}", metavar="COLUMN", help=f"The column of {what}.")
+
+
+@app.command(
+    epilog="Example: hcs-ray score profiles.csv.gz --plate Image_Metadata_Plate --well Image_Metadata_Well "
+    "--image-table BBBC021_v1_image.csv --moa-table BBBC021_v1_moa.csv --normalize standardize "
+    "--distance correlation --json"
+)
+def score(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Profiles: .csv(.gz), .parquet or .h5ad.")],
+    plate: Annotated[str | None, _column("plate", "the plate; common names are found without")] = None,
+    well: Annotated[str | None, _column("well", "the well (B02)")] = None,
+    batch: Annotated[str | None, _column("batch", "the batch or week; without one there is no NSCB")] = None,
+    compound: Annotated[str | None, _column("compound", "the compound")] = None,
+    concentration: Annotated[str | None, _column("concentration", "the concentration")] = None,
+    treatment: Annotated[str | None, _column("treatment", "the treatment, where no concentration is")] = None,
+    moa: Annotated[str | None, _column("moa", "the mechanism of action")] = None,
+    pert_type: Annotated[str | None, _column("pert-type", "the role: trt, negcon, poscon")] = None,
+    negative_control: Annotated[
+        list[str] | None,
+        typer.Option("--negative-control", metavar="COMPOUND", help="By default DMSO, if no role is told."),
+    ] = None,
+    positive_control: Annotated[
+        str | None,
+        typer.Option(
+            "--positive-control",
+            metavar="COMPOUND@DOSE",
+            help="Of --image-table: taxol@0.3 by default, told by its wells on half of the plates; or none.",
+        ),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX", help="Of features, with commas; by default all numbers but metadata."),
+    ] = None,
+    moa_table: Annotated[
+        str | None, typer.Option(metavar="FILE", help="CSV of compound, concentration, moa.")
+    ] = None,
+    image_table: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="CSV of plate, well, compound, concentration (BBBC021's)."),
+    ] = None,
+    normalize: Annotated[
+        str, typer.Option(help="On the negative controls, as profile.normalization: standardize, center ...")
+    ] = "none",
+    aggregate: Annotated[str, typer.Option(help="Wells to treatments: mean or median.")] = "mean",
+    field_aggregate: Annotated[
+        str, typer.Option(help="Rows of one well (fields) to wells: mean or median.")
+    ] = "mean",
+    distance: Annotated[str, typer.Option(help="cosine or correlation.")] = "cosine",
+    missing: Annotated[
+        str, typer.Option(help="Values that are missing: refuse, drop-features or drop-rows.")
+    ] = "refuse",
+    neighbours: Annotated[
+        str | None, typer.Option(metavar="FILE.csv", help="Write every query with its neighbour.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Draws of intervals and nulls.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Score anybody's profiles: NSC and NSCB, with every rule that was followed."""
+    from hcs_ray.profiles.score import Settings
+    from hcs_ray.profiles.score_lines import score_lines
+    from hcs_ray.profiles.score_table import Request, score_table
+    from hcs_ray.profiles.wells_of import Description
+
+    columns = {
+        "plate": plate, "well": well, "batch": batch, "compound": compound, "concentration": concentration,
+        "treatment": treatment, "moa": moa, "pert_type": pert_type,
+    }  # fmt: skip
+    named = {role: name for role, name in columns.items() if name is not None}
+    told: Any = {"method": normalize, "how": aggregate, "field_how": field_aggregate, "missing": missing}
+    metric: Any = distance
+    answer = score_table(
+        Request(
+            table,
+            Description(named, moa_table, image_table, tuple(negative_control or ()), positive_control),
+            tuple(part for text in features or () for part in text.split(",") if part),
+            settings=Settings(metric, resamples, seed),
+            **told,
+        )
+    )
+    if neighbours is not None:
+        answer.write_queries(neighbours)
+        _say(f"Every query with its neighbour: {neighbours}")
+    typer.echo(json.dumps(answer.told, indent=1) if as_json else score_lines(answer.told))
 
 
 @app.command(epilog="Example: hcs-ray verify hcs-demo --repair")
@@ -270,6 +448,7 @@ def _repair(study: Study, paths: set[str]) -> None:
 def _what_to_do(stages: set[str], flaws: int) -> str:
     found = f"{flaws} {'flaw' if flaws == 1 else 'flaws'} found"
     others = [f"hcs-ray {stage} STUDY --force" for stage in _RUNNERS if stage in stages - {"shard"}]
+    others += ["hcs-ray profile STUDY --compare --force"] if "compare" in stages else []
     shards = ["hcs-ray verify STUDY --repair"] if "shard" in stages else []
     return f"{found}; make them again with {', then '.join([*shards, *others])}" if shards + others else found
 

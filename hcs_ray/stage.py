@@ -38,7 +38,8 @@ class Place:
     """Where a stage writes: a folder of its own, or (``flat``) files of its name in a shared folder.
 
     A stage that ``grows`` writes each input's part by itself, and knows which parts are whole: added inputs
-    do not make it stale, and changed ones let ``force`` keep the others' parts.
+    do not make it stale, and changed ones let ``force`` keep the others' parts. Of two stages in one folder,
+    the files of one begin with its ``prefix``, which the other has among its ``foreign`` ones.
     """
 
     stage: str
@@ -46,9 +47,11 @@ class Place:
     folder: str
     flat: bool = False
     grows: bool = False
+    prefix: str = ""
+    foreign: tuple[str, ...] = ()
 
     def _note(self, kind: str) -> str:
-        return f"{self.folder}/{self.name if self.flat else ''}_{kind}.json"
+        return f"{self.folder}/{self.name if self.flat else self.prefix}_{kind}.json"
 
     @property
     def record(self) -> str:
@@ -65,7 +68,8 @@ class Place:
     def owns(self, path: str) -> bool:
         """Whether a file of the study belongs to this stage's output."""
         if not self.flat:
-            return path.startswith(f"{self.folder}/")
+            ours = path.startswith(f"{self.folder}/{self.prefix}")
+            return ours and not any(path.startswith(f"{self.folder}/{other}") for other in self.foreign)
         return path in {self.record, self.begun, self.lease, f"{self.folder}/{self.name}.parquet"}
 
 
@@ -209,6 +213,17 @@ class StageWriter:
         self.storage.write(self.path(file), data)
         self.add(file, len(data), hashlib.sha256(data).hexdigest())
 
+    def write_parts(self, file: str, parts: Iterable[bytes]) -> None:
+        """Write one output bit by bit: whole, or not at all."""
+        self._lease.check()
+        digest, size = xxhash.xxh3_128(), 0
+        with self.storage.writing(self.path(file)) as out:
+            for part in parts:
+                out.write(part)
+                digest.update(part)
+                size += len(part)
+        self.list(file, OutputFile(size=size, xxh3_128=digest.hexdigest()))
+
     def write_table(self, file: str, table: pd.DataFrame) -> None:
         """Write one table as Parquet."""
         import pyarrow as pa
@@ -296,12 +311,15 @@ def stale_message(place: Place, changes: list[str]) -> str:
     return f"stale: {shown}. Make it again with --force{named}"
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file, the same for the same table."""
+def parquet_bytes(table: pa.Table, group_rows: int = 2**20) -> bytes:
+    """A table as the bytes of a Parquet file, the same for the same table.
+
+    ``group_rows`` are written together: who wants fewer of them still reads that many.
+    """
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, buffer, row_group_size=group_rows, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 

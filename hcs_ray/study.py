@@ -41,6 +41,10 @@ class StageSpec:
     sections: tuple[str, ...]
     flat: bool = False
     grows: bool = False
+    prefix: str = ""  # of its files, in a folder that it shares with another stage
+    foreign: tuple[str, ...] = ()  # the prefixes of others in its folder
+    unread: tuple[str, ...] = ()  # keys of its sections that do not change what it writes
+    reported: bool = True
 
 
 # The pipeline in its order, and the sweep beside it.
@@ -49,7 +53,9 @@ STAGES: Mapping[str, StageSpec] = {
     "split": StageSpec("splits", ("shard",), ("split",), flat=True),
     "train": StageSpec("runs/{name}", ("shard", "split"), ("model", "train")),
     "embed": StageSpec("embeddings/{name}", ("shard", "train"), ("embed",)),
-    "profile": StageSpec("profiles/{name}", ("embed", "split"), ("profile",)),
+    "profile": StageSpec(
+        "profiles/{name}", ("embed", "split"), ("profile",), foreign=("folds", "comparison")
+    ),
     "map": StageSpec("maps", ("embed",), ("map",), flat=True),
     "outliers": StageSpec("outliers/{name}", ("shard", "embed"), ("outliers",)),
     "report": StageSpec(
@@ -57,6 +63,22 @@ STAGES: Mapping[str, StageSpec] = {
     ),
     "tune": StageSpec("sweeps/{name}", ("shard", "split"), ("model", "train")),
 }
+# What no pipeline waits for; where it is there and `reported`, a report shows it.
+EXTRAS: Mapping[str, StageSpec] = {
+    "folds": StageSpec("profiles/{name}", ("shard",), ("profile",), prefix="folds"),
+    "compare": StageSpec(
+        "profiles/{name}",
+        ("embed", "split"),
+        ("profile",),
+        prefix="comparison",
+        unread=("profile.normalization",),
+        reported=False,
+    ),
+}
+_COMMANDS: Final = {
+    "folds": "profile --folds",
+    "compare": "profile --compare",
+}  # where it is not the stage's name
 
 
 @dataclass(frozen=True)
@@ -64,18 +86,21 @@ class Study:
     """One run of a study; made by `open_study`.
 
     ``run`` names the training whose network is embedded, ``sweep:NAME/TRIAL``; none: that of this name.
+    ``folds`` names the sweep whose folds are scored.
     """
 
     storage: Storage
     config: StudyConfig
     name: str
     run: str | None = None
+    folds: str | None = None
 
     def place(self, stage: str) -> Place:
         """Where a stage of this run writes."""
-        spec = STAGES[stage]
+        spec = _spec(stage)
         name = "main" if stage == "shard" else self.name
-        return Place(stage, name, spec.folder.format(name=self.name), spec.flat, spec.grows)
+        folder = spec.folder.format(name=self.name)
+        return Place(stage, name, folder, spec.flat, spec.grows, spec.prefix, spec.foreign)
 
     def claim(
         self,
@@ -88,11 +113,18 @@ class Study:
         ``raw_inputs`` names what does not come from another stage: the raw tables and images of a screen;
         ``known`` holds records that were found sound a moment ago.
         """
-        spec, known = STAGES[stage], {} if known is None else known
+        spec, known = _spec(stage), {} if known is None else known
         inputs, config = dict(raw_inputs or {}), stage_config(self.config, spec.sections)
+        for key in spec.unread:
+            section, _, name = key.partition(".")
+            del config[section][name]
         if stage == "embed" and self.run is not None:
             config["run"] = self.run
-        for before in spec.inputs:
+        if stage == "folds":
+            config["folds"] = self.folds
+            sweep = replace(self, name=checked_name(self.folds or "")).place("tune")
+            inputs[sweep.record] = record_digest(self.storage, sweep) or ""
+        for before in (*spec.inputs, *self._extras(stage)):
             if before == "train" and "run" in config:
                 record = self._sweep_place().record
                 self._require_sweep()
@@ -111,20 +143,29 @@ class Study:
         record = read_record(self.storage, place)
         if record is None:
             raise InputError(
-                f"{self.storage.url}: {stage} {place.name} is not complete; run hcs-ray {stage} first"
+                f"{self.storage.url}: {stage} {place.name} is not complete; "
+                f"run hcs-ray {_COMMANDS.get(stage, stage)} first"
             )
         if missing := record.missing(self.storage, place):
             raise InputError(
-                f"{self.storage.url}/{missing[0]} is missing or has another size; run hcs-ray {stage} again"
+                f"{self.storage.url}/{missing[0]} is missing or has another size; "
+                f"run hcs-ray {_COMMANDS.get(stage, stage)} again"
             )
         raw = {path: digest for path, digest in record.inputs.items() if not path.endswith("_stage.json")}
         source = replace(self, run=record.config.get("run")) if stage == "embed" else self
+        source = replace(self, folds=record.config["folds"]) if stage == "folds" else source
         if changes := source.claim(stage, raw, known).changes_since(record.claim):
             raise InputError(
-                f"{stage} {place.name} is {stale_message(place, changes)} (hcs-ray {stage} --force)"
+                f"{stage} {place.name} is {stale_message(place, changes)} "
+                f"(hcs-ray {_COMMANDS.get(stage, stage)} --force)"
             )
         known[stage] = record
         return record
+
+    def _extras(self, stage: str) -> list[str]:
+        """What a report shows beside the stages that it needs: those of `EXTRAS` that are there."""
+        shown = (extra for extra, spec in EXTRAS.items() if spec.reported and stage == "report")
+        return [extra for extra in shown if read_record(self.storage, self.place(extra))]
 
     def model(self) -> tuple[StageRecord, str]:
         """The network that is embedded: the record that lists it, and its path below the study."""
@@ -232,6 +273,10 @@ class Study:
             if follows & set(spec.inputs):
                 follows.add(other)
         return [other for other in STAGES if other in follows - {stage, "tune"}]
+
+
+def _spec(stage: str) -> StageSpec:
+    return STAGES.get(stage) or EXTRAS[stage]
 
 
 def sweep_of(run: str) -> str | None:

@@ -15,7 +15,7 @@ from hcs_ray.shards.members import flaws_of_tar
 from hcs_ray.shards.read import MANIFEST
 from hcs_ray.stage import OutputFile, Place, StageRecord, read_record
 from hcs_ray.storage import Storage
-from hcs_ray.study import STAGES, Study
+from hcs_ray.study import EXTRAS, STAGES, Study
 
 _THREADS = 8
 _CHUNK_BYTES = 8 * 2**20
@@ -45,7 +45,9 @@ def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
         InputError: no stage of this run is complete.
     """
     records = {
-        stage: record for stage in STAGES if (record := read_record(study.storage, study.place(stage)))
+        stage: record
+        for stage in (*STAGES, *EXTRAS)
+        if (record := read_record(study.storage, study.place(stage)))
     }
     if not records:
         raise InputError(f"{study.storage.url}: no stage of {study.name} is complete")

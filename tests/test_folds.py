@@ -20,6 +20,8 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.model.targets import LABEL, LISTED, NONE, side_table
 from hcs_ray.profiles.aggregate import Float64
+from hcs_ray.profiles.fold_figures import rules
+from hcs_ray.profiles.folds import FIELDS_FILE, Evaluation, Fold, compounds, evaluate, fold_study
 from hcs_ray.profiles.neighbours import DROPPED, NEIGHBOUR
 from hcs_ray.profiles.normalize import normalize
 from hcs_ray.profiles.score import Settings, evaluate_wells
@@ -27,8 +29,7 @@ from hcs_ray.screen.splits import divide
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study, open_study
 from hcs_ray.train import TrainJob
-from hcs_ray.tune.fold_figures import rules
-from hcs_ray.tune.folds import FIELDS_FILE, Evaluation, Fold, compounds, evaluate, fold_study, prepare_fold
+from hcs_ray.tune.folds import prepare_fold
 from tests import test_profiles_science as science
 
 bbbc021, cellprofiler = science.bbbc021, science.cellprofiler  # fixtures: the real wells, and their features

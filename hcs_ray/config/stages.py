@@ -102,7 +102,7 @@ class EmbedConfig(ExecutionSection):
     workers: PositiveInt = 2
     use_gpu: bool = False
     cpus_per_worker: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="cores that Ray sets aside for a worker; it computes with as many threads (at least 1)"
+        1.0, description="cores that Ray sets aside for a worker; it computes with as many threads"
     )
     threads: PositiveInt = Field(2, description="fields that a worker decodes at a time")
 
@@ -110,7 +110,7 @@ class EmbedConfig(ExecutionSection):
 class ProfileConfig(ExecutionSection):
     """`hcs-ray profile`."""
 
-    since: ClassVar[frozenset[str]] = frozenset({"shrinkage"})
+    since: ClassVar[frozenset[str]] = frozenset({"shrinkage", "exclude", "minimum_fields", "drop_excluded"})
 
     normalization: Literal[
         "none",
@@ -130,6 +130,15 @@ class ProfileConfig(ExecutionSection):
     well_aggregate: Literal["mean", "median"] = "mean"
     treatment_aggregate: Literal["mean", "median"] = "mean"
     metric: Literal["cosine", "correlation"] = "cosine"
+    exclude: Literal["all", "none"] | tuple[str, ...] = Field(
+        "all", description="QC flags whose fields a second evaluation leaves out, as [QC_Flag_Debris]"
+    )
+    minimum_fields: PositiveInt = Field(
+        1, description="the second evaluation leaves out wells with fewer fields, too"
+    )
+    drop_excluded: bool = Field(
+        False, description="the tables of wells and treatments, and the headline, do without them as well"
+    )
     resamples: PositiveInt = Field(1000, description="draws of the intervals and of the null")
     seed: NonNegativeInt = 0
 
@@ -171,3 +180,14 @@ class ReportConfig(Section):
 
     title: str = "High content screen"
     thumbnails: NonNegativeInt = Field(24, description="images shown among the outliers")
+
+
+class ExportConfig(Section):
+    """`hcs-ray export`."""
+
+    project: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)] = Field(
+        "hcs_ray", description="the top folder in the Cell Painting Gallery's layout, as in cpg0016-jump"
+    )
+    field_files: bool = Field(
+        True, description="in that layout a file a field, too; false: profiles of wells and treatments alone"
+    )

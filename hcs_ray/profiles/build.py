@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.config import ProfileConfig
-from hcs_ray.contracts import Progress
-from hcs_ray.profiles.aggregate import BATCHES, Floats, to_treatments, to_wells
-from hcs_ray.profiles.classify import Classification, class_probabilities, classify
+from hcs_ray.contracts import InputError, Progress
+from hcs_ray.profiles.aggregate import BATCHES, Float64, Floats, to_treatments
+from hcs_ray.profiles.classify import PREDICTED, Classification, class_probabilities, classify
+from hcs_ray.profiles.exclusions import Exclusions, evaluate_kept, kept_figures, lost_treatments
+from hcs_ray.profiles.fold_stage import exclusions, hits_text, without_text
 from hcs_ray.profiles.normalize import normalize
 from hcs_ray.profiles.score import Evaluation, Settings, evaluate_wells
+from hcs_ray.profiles.stream import stream_wells
+from hcs_ray.profiles.tracks import provenance
 from hcs_ray.study import Study
-from hcs_ray.tables import read_embeddings, read_split
+from hcs_ray.tables import read_index, read_split
 
-EVALUATION = "evaluation.json"
+EVALUATION: Final = "evaluation.json"
+_FORMAT: Final = 2
 
 
 def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
@@ -29,27 +37,29 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
     config = study.config.profile
     with study.writing("profile", claim, force) as writer:
         progress(0, 4)
-        meta, embeddings = read_embeddings(study)
-        meta = meta.merge(read_split(study)[[c.PLATE, c.WELL, c.SIDE]], on=[c.PLATE, c.WELL], how="left")
-        wells, well_profiles = to_wells(meta.drop(columns=c.SIDE), embeddings, config.well_aggregate)
-        normalized, kept, stated = normalize(wells, well_profiles, config.normalization, config.shrinkage)
-        writer.write_table("well.parquet", _with_profiles(wells, normalized))
+        labels = provenance(study).only(_labelled(study))
+        fields = _Fields(exclusions(study), set(labels.used), _test_wells(study))
+        wells = _Wells.of(config, *stream_wells(study, config.well_aggregate, keep=fields.all_of))
         progress(1, 4)
-        treatments, profiles = to_treatments(wells, normalized, config.treatment_aggregate)
+        whole = wells.evaluation(config, labels.used)
+        kept = _kept(study, fields, whole, labels.used)
+        progress(2, 4)
+        shown = kept.wells if config.drop_excluded and kept.wells else wells
+        writer.write_table("well.parquet", _with_profiles(shown.meta, shown.normalized))
+        treatments, profiles = to_treatments(shown.meta, shown.normalized, config.treatment_aggregate)
         table = treatments.assign(**{BATCHES: treatments[BATCHES].map(list)})
         writer.write_table("treatment.parquet", _with_profiles(table, profiles))
-        progress(2, 4)
-        scores = _scores(wells, normalized, meta, config)
         progress(3, 4)
-        held_out = _held_out(meta, config)
         evaluation = {
-            "format": 1,
-            **scores.to_dict(),
-            "classification": held_out.to_dict() if held_out else None,
+            "format": _FORMAT,
+            "track": labels.to_dict(),
+            **_headlined(config, whole, kept),
+            "classification": fields.classified(config, kept=False),
+            "excluded": kept.told(config, whole, fields),
             "normalization": {
                 "method": config.normalization,
-                "features_kept": int(kept.sum()),
-                **stated,
+                "features_kept": wells.features_kept,
+                **wells.stated,
             },
             "well_from_fields": config.well_aggregate,
         }
@@ -62,24 +72,34 @@ def read_evaluation(study: Study) -> dict[str, Any]:
     """``evaluation.json`` of this run."""
     path = f"{study.place('profile').folder}/{EVALUATION}"
     found: dict[str, Any] = study.require("profile").read_json(study.storage, path)
+    if found.get("format") != _FORMAT:
+        raise InputError(
+            f"{study.storage.url}/{path}: format {found.get('format')}, and this version reads {_FORMAT}; "
+            "make it again with hcs-ray profile --force"
+        )
     return found
 
 
 def headline(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The figures that a person wants first.
 
-    Those of compounds that were not trained on say whether they are above chance; the others would be so by
-    what the network has learned by heart, and say how many of theirs have leaked.
+    Those of compounds that have not leaked say whether they are above chance; the others would be so by what
+    the network has learned by heart, and say how many of theirs have leaked.
     """
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"track": {"text": evaluation["track"]["title"]}}
     for name in ("nsc", "nscb"):
         score = evaluation[name]
-        figures[f"{name.upper()}, held-out compounds"] = _hits(score["held_out"]) | {
-            "above_chance": score["held_out"]["above_chance"]
+        held_out = score["held_out"]
+        figures[f"{name.upper()}, held-out compounds"] = {
+            "text": hits_text(held_out),
+            "above_chance": held_out["above_chance"] if held_out["total"] else None,
         }
-        leaked = _hits(score)
-        leaked["text"] += f", {score['leaked']} of them leaked: seen in training"
-        figures[f"{name.upper()}, all compounds"] = leaked
+        figures[f"{name.upper()}, all compounds"] = {
+            "text": f"{hits_text(score)}; {score['leaked']} have leaked: no headline"
+            if score["leaked"]
+            else hits_text(score)
+        }
+    figures |= _excluded_line(evaluation["excluded"])
     if evaluation["classification"]:
         treatment = evaluation["classification"]["treatment"]
         figures["MoA of held-out treatments"] = {
@@ -89,25 +109,169 @@ def headline(evaluation: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _hits(tally: dict[str, Any]) -> dict[str, Any]:
-    text = f"{tally['correct']}/{tally['total']}"
-    return {"text": text + (f" ({100 * tally['accuracy']:.1f} %)" if tally["total"] else "")}
+def _excluded_line(excluded: dict[str, Any]) -> dict[str, Any]:
+    """What the second evaluation says, beside the first."""
+    if not excluded["fields"] and not excluded["wells_too_small"]:
+        return {}
+    reasons = ", ".join(
+        f"{count} {name.removeprefix('QC_Flag_')}" for name, count in excluded["by_reason"].items()
+    )
+    left_out = f"{excluded['fields']} of {excluded['fields_of']} fields" + (
+        f" ({reasons})" if reasons else ""
+    )
+    if excluded["minimum_fields"] > 1:
+        left_out += f", {excluded['wells_too_small']} wells below {excluded['minimum_fields']} fields"
+    scores = excluded["scores"]
+    found = without_text(scores) if scores else f"cannot be scored: {excluded['impossible']}"
+    return {f"without {left_out}": {"text": found}}
 
 
-def _scores(wells: pd.DataFrame, profiles: Floats, meta: pd.DataFrame, config: ProfileConfig) -> Evaluation:
-    # A compound whose label was used to train, or to choose the epoch, has leaked.
-    used = meta[meta[c.SIDE].isin((c.TRAIN, c.VALIDATION)) & (meta[c.PERT_TYPE] != c.NEGATIVE_CONTROL)]
-    settings = Settings(metric=config.metric, resamples=config.resamples, seed=config.seed)
-    return evaluate_wells(wells, profiles, config.treatment_aggregate, settings, set(used[c.COMPOUND]))
+@dataclass
+class _Fields:
+    """The fields as they stream by: which are left out, and those whose classification is judged.
+
+    ``test_wells`` (plate, well) are the held-out ones; fields of ``used`` compounds are not judged.
+    """
+
+    excluded: Exclusions
+    used: Collection[str]
+    test_wells: pd.MultiIndex
+    total: int = 0
+    judged: list[pd.DataFrame] = field(default_factory=list)
+    leaked: set[str] = field(default_factory=set)
+
+    def all_of(self, meta: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """Counts the fields of a chunk and keeps what is judged of them; leaves none out."""
+        self.total += len(meta)
+        test = pd.MultiIndex.from_frame(meta[[c.PLATE, c.WELL]]).isin(self.test_wells)
+        rows = meta[test & (meta[c.PERT_TYPE] == c.TREATED).to_numpy()]
+        leaked = rows[c.COMPOUND].isin(list(self.used))
+        self.leaked |= set(rows.loc[leaked, c.COMPOUND])
+        self.judged.append(rows[~leaked])
+        return np.ones(len(meta), dtype=bool)
+
+    def kept(self, meta: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """Which fields of a chunk are not left out."""
+        return ~meta[c.KEY].isin(self.excluded.reasons.keys()).to_numpy(dtype=bool)
+
+    def classified(self, config: ProfileConfig, kept: bool) -> dict[str, Any] | None:
+        """Classification of the held-out fields, or of those that are kept; None where there are none."""
+        rows = pd.concat(self.judged, ignore_index=True)
+        total = rows[c.TREATMENT].nunique()
+        if kept:
+            rows = rows[self.kept(rows)].reset_index(drop=True)
+        if rows.empty:
+            return None
+        classes, probabilities = class_probabilities(rows)
+        found = classify(rows, probabilities, classes, config.resamples, config.seed)
+        return (
+            _correct_of(found, total) if kept else found.to_dict() | {"leaked_left_out": sorted(self.leaked)}
+        )
 
 
-def _held_out(meta: pd.DataFrame, config: ProfileConfig) -> Classification | None:
-    """Classification of the fields of the test side; None where it has none."""
-    rows = meta[(meta[c.SIDE] == c.TEST) & (meta[c.PERT_TYPE] == c.TREATED)].reset_index(drop=True)
-    if rows.empty:
-        return None
-    classes, probabilities = class_probabilities(rows)
-    return classify(rows, probabilities, classes, config.resamples, config.seed)
+def _correct_of(found: Classification, total: int) -> dict[str, Any]:
+    """Treatments told rightly, of all that were held out: those without a field left are wrong."""
+    correct = int((found.treatments[PREDICTED] == found.treatments[c.MOA]).sum())
+    lost = total - len(found.treatments)
+    return {"correct": correct, "total": total, "accuracy": correct / total, "lost_counted_as_wrong": lost}
+
+
+@dataclass(frozen=True)
+class _Wells:
+    """Wells with their normalised profiles (W, K)."""
+
+    meta: pd.DataFrame
+    normalized: Float64
+    features_kept: int
+    stated: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: ProfileConfig, meta: pd.DataFrame, profiles: Float64) -> _Wells:
+        normalized, kept, stated = normalize(meta, profiles, config.normalization, config.shrinkage)
+        return cls(meta, normalized, int(kept.sum()), dict(stated))
+
+    def evaluation(self, config: ProfileConfig, used: Collection[str]) -> Evaluation:
+        settings = Settings(metric=config.metric, resamples=config.resamples, seed=config.seed)
+        return evaluate_wells(self.meta, self.normalized, config.treatment_aggregate, settings, used)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is left without the excluded fields: wells and scores, or why there are none.
+
+    ``too_small`` wells have fields left, but fewer than ``profile.minimum_fields``; ``lost`` ones have none.
+    """
+
+    wells: _Wells | None = None
+    evaluation: Evaluation | None = None
+    impossible: str | None = None
+    too_small: int = 0
+    lost: int = 0
+
+    def told(self, config: ProfileConfig, whole: Evaluation, fields: _Fields) -> dict[str, Any]:
+        """``excluded`` of evaluation.json: what was left out, and the scores without it."""
+        scored = self.evaluation is not None and self.evaluation is not whole
+        return {
+            "fields": len(fields.excluded.reasons),
+            "fields_of": fields.total,
+            "by_reason": fields.excluded.counts,
+            "minimum_fields": config.minimum_fields,
+            "wells_lost": self.lost,
+            "wells_too_small": self.too_small,
+            "dropped_from_tables": bool(config.drop_excluded and scored),
+            "denominator": "that of all fields; a treatment that loses all its fields counts as wrong",
+            "impossible": self.impossible,
+            "scores": kept_figures(self.evaluation) if self.evaluation and scored else None,
+            "treatments_lost": lost_treatments(self.evaluation) if self.evaluation and scored else [],
+            "classification": fields.classified(config, kept=True) if scored else None,
+        }
+
+
+def _kept(study: Study, fields: _Fields, whole: Evaluation, used: Collection[str]) -> _Kept:
+    """The second evaluation; that of all fields itself where nothing is left out."""
+    config = study.config.profile
+    if not fields.excluded.reasons and config.minimum_fields == 1:
+        return _Kept(evaluation=whole)
+    index = read_index(study, [c.KEY, c.PLATE, c.WELL])
+    sizes = index[fields.kept(index)].groupby([c.PLATE, c.WELL]).size()
+    lost = int(index.groupby([c.PLATE, c.WELL]).ngroups - len(sizes))
+    too_small = int((sizes < config.minimum_fields).sum())
+    try:
+        meta, profiles = stream_wells(study, config.well_aggregate, config.minimum_fields, fields.kept)
+        evaluation = evaluate_kept(whole, meta, profiles, config, used)
+        return _Kept(_Wells.of(config, meta, profiles), evaluation, None, too_small, lost)
+    except InputError as error:
+        if config.drop_excluded:
+            raise InputError(f"profile.drop_excluded: without the excluded fields: {error}") from None
+        return _Kept(None, None, str(error), too_small, lost)
+
+
+def _headlined(config: ProfileConfig, whole: Evaluation, kept: _Kept) -> dict[str, Any]:
+    """The scores on top: of all fields, or with ``profile.drop_excluded`` of those that are left.
+
+    The other one stands beside it: all fields' under ``all_fields``, or the others' under ``excluded``.
+    """
+    if not config.drop_excluded or kept.evaluation is None or kept.evaluation is whole:
+        return whole.to_dict()
+    return kept.evaluation.to_dict() | {"all_fields": all_figures(whole)}
+
+
+def all_figures(whole: Evaluation) -> dict[str, Any]:
+    """The scores of all fields, without the lists of queries."""
+    scores = {"nsc": whole.nsc.to_dict(), "nscb": whole.nscb.to_dict()}
+    for found in scores.values():
+        del found["queries"]
+    return {**scores, **whole.gauge.to_dict()}
+
+
+def _labelled(study: Study) -> set[str]:
+    index = read_index(study, [c.COMPOUND, c.MOA])
+    return {str(name) for name in index.loc[index[c.MOA].notna(), c.COMPOUND].unique()}
+
+
+def _test_wells(study: Study) -> pd.MultiIndex:
+    split = read_split(study)
+    return pd.MultiIndex.from_frame(split.loc[split[c.SIDE] == c.TEST, [c.PLATE, c.WELL]])
 
 
 def _with_profiles(meta: pd.DataFrame, profiles: Floats) -> pd.DataFrame:

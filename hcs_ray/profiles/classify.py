@@ -1,6 +1,6 @@
 """How well held-out fields, wells and treatments are classified, from the probabilities of a checkpoint.
 
-Metrics are scikit-learn's; ``present`` classes are those that occur among the true labels of the rows given.
+``present`` classes are those that occur among the true labels of the rows given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from hcs_ray.profiles.aggregate import (
     to_treatments,
     to_wells,
 )
-from hcs_ray.profiles.chance import Null, bootstrap_weights, percentile_interval, permuted_labels
+from hcs_ray.profiles.calibration import Calibration, calibration
+from hcs_ray.profiles.chance import Null, permuted_labels
+from hcs_ray.profiles.confusion import (
+    Interval,
+    class_figures,
+    confusion_by_group,
+    figure_intervals,
+    figures,
+    plain_intervals,
+)
 
 PREDICTED: Final = "predicted"
 
@@ -36,8 +45,9 @@ class LevelMetrics:
     """Metrics of ``count`` fields, wells or treatments.
 
     ``balanced_accuracy`` and ``macro_f1`` are means over the present classes (a prediction of an absent class
-    is a miss of the true one). ``confusion`` is int64 (K, K), rows true, columns predicted, in the order of
-    the labels of ``Classification``; ``recall`` is null for absent classes.
+    is a miss of the true one). ``intervals`` are 95 % bootstrap intervals over compounds by figure (None for
+    one compound). ``confusion`` is int64 (K, K), rows true, columns predicted, in the order of the labels of
+    ``Classification``; ``recall`` is null for absent classes, ``by_moa`` has what else there is to say.
     """
 
     count: int
@@ -45,12 +55,20 @@ class LevelMetrics:
     balanced_accuracy: float
     macro_f1: float
     mcc: float
+    intervals: dict[str, Interval | None]
     recall: dict[str, float | None]
+    by_moa: dict[str, dict[str, Any]]
+    calibration: Calibration
     confusion: npt.NDArray[np.int64]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**self.__dict__, "confusion": self.confusion.tolist()}
+        return {
+            **self.__dict__,
+            "intervals": plain_intervals(self.intervals),
+            "calibration": self.calibration.to_dict(),
+            "confusion": self.confusion.tolist(),
+        }
 
 
 @dataclass(frozen=True)
@@ -131,8 +149,9 @@ def classify(
     wells, by_well = to_wells(meta, probabilities, "mean")
     treatments, by_treatment = to_treatments(wells, by_well, "mean")
     treatments[PREDICTED] = [known[index] for index in by_treatment.argmax(axis=1)]
+    draws = (resamples, seed)
     field, well, treatment = (
-        _metrics(table[MOA], [known[index] for index in values.argmax(axis=1)], labels)
+        _metrics(table, values, known, labels, draws)
         for table, values in ((meta, probabilities), (wells, by_well), (treatments, by_treatment))
     )
     chance = _Chance.of(treatments, labels, resamples, seed)
@@ -144,7 +163,7 @@ def classify(
         well=well,
         treatment=treatment,
         compounds=treatments[COMPOUND].nunique(),
-        interval=chance.interval(),
+        interval=treatment.intervals["balanced_accuracy"],
         null=Null.of(treatment.balanced_accuracy, chance.permuted()),
         treatments=treatments[[TREATMENT, COMPOUND, MOA, PREDICTED]],
     )
@@ -167,32 +186,26 @@ def _check(meta: pd.DataFrame, probabilities: Floats, classes: Sequence[str]) ->
         )
 
 
-def _metrics(truth: pd.Series[Any], predicted: Sequence[str], labels: Sequence[str]) -> LevelMetrics:
-    from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
-
-    true = truth.to_numpy(dtype=object)
-    guessed = np.asarray(predicted, dtype=object)
-    confusion = confusion_matrix(true, guessed, labels=list(labels)).astype(np.int64)
-    support = confusion.sum(axis=1)
-    present = support > 0
-    recall = np.divide(np.diag(confusion), support, out=np.full(len(labels), np.nan), where=present)
-    f1 = f1_score(
-        true,
-        guessed,
-        labels=np.asarray(labels, dtype=object)[present].tolist(),
-        average="macro",
-        zero_division=0,
-    )
+def _metrics(
+    table: pd.DataFrame, values: Floats, known: Sequence[str], labels: tuple[str, ...], draws: tuple[int, int]
+) -> LevelMetrics:
+    """Of the rows of a table with probabilities (N, C) of the known classes."""
+    code = {label: number for number, label in enumerate(labels)}
+    true = table[MOA].map(code).to_numpy(dtype=np.intp)
+    compound = pd.factorize(table[COMPOUND])[0].astype(np.intp)
+    by_compound = confusion_by_group(true, values.argmax(axis=1), compound, len(labels))
+    confusion = by_compound.sum(axis=0).astype(np.int64)
+    by_moa = class_figures(confusion, labels)
+    found = {name: float(value) for name, value in figures(confusion).items()}
     return LevelMetrics(
-        count=len(true),
-        accuracy=float(np.diag(confusion).sum() / len(true)),
-        balanced_accuracy=float(recall[present].mean()),
-        macro_f1=float(f1),
-        mcc=float(matthews_corrcoef(true, guessed)),
-        recall={label: float(value) if there else None
-                for label, value, there in zip(labels, recall, present, strict=True)},
+        count=len(table),
+        **found,
+        intervals=figure_intervals(by_compound, *draws),
+        recall={label: by_moa.get(label, {}).get("recall") for label in labels},
+        by_moa=by_moa,
+        calibration=calibration(values, true, compound, *draws),
         confusion=confusion,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +214,6 @@ class _Chance:
 
     predicted: Ints
     group: Ints
-    compound: Ints
     group_label: Ints
     classes: int
     resamples: int
@@ -214,7 +226,6 @@ class _Chance:
         return cls(
             predicted=treatments[PREDICTED].map(code).to_numpy(dtype=np.intp),
             group=groups.ngroup().to_numpy(dtype=np.intp),
-            compound=pd.factorize(treatments[COMPOUND])[0],
             group_label=np.array([code[moa] for _, moa in groups.size().index], dtype=np.intp),
             classes=len(labels),
             resamples=resamples,
@@ -234,18 +245,6 @@ class _Chance:
         totals = np.bincount(cells, minlength=size).reshape(-1, self.classes)
         hits = np.bincount(cells, weights=(true == self.predicted).ravel(), minlength=size)
         return _mean_recall(hits.reshape(-1, self.classes), totals)
-
-    def interval(self) -> tuple[float, float] | None:
-        """95 % of balanced accuracies when compounds are drawn with replacement (of the classes drawn)."""
-        compounds = int(self.compound.max()) + 1
-        if compounds < 2:
-            return None
-        true = self.group_label[self.group]
-        totals, hits = np.zeros((2, compounds, self.classes))
-        np.add.at(totals, (self.compound, true), 1)
-        np.add.at(hits, (self.compound, true), true == self.predicted)
-        blocks = bootstrap_weights(compounds, self.resamples, self.seed)
-        return percentile_interval(np.concatenate([_mean_recall(w @ hits, w @ totals) for w in blocks]))
 
 
 def _mean_recall(hits: npt.NDArray[Any], totals: npt.NDArray[Any]) -> Float64:

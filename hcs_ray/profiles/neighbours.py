@@ -21,6 +21,7 @@ NEIGHBOUR: Final = "neighbour"
 NEIGHBOUR_COMPOUND: Final = "neighbour_compound"
 NEIGHBOUR_MOA: Final = "neighbour_moa"
 NEIGHBOUR_BATCHES: Final = "neighbour_batches"
+NEIGHBOURS: Final = (NEIGHBOUR, NEIGHBOUR_COMPOUND, NEIGHBOUR_MOA, NEIGHBOUR_BATCHES)
 CORRECT: Final = "correct"
 DROPPED: Final = "dropped"
 

@@ -12,78 +12,18 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from hcs_ray.contracts import COMPOUND, MOA, TREATMENT
-from hcs_ray.profiles.aggregate import (
-    BATCHES,
-    Float64,
-    Floats,
-    How,
-    Ints,
-    control_wells,
-    exclude_controls,
-    to_treatments,
-)
-from hcs_ray.profiles.chance import Null, bootstrap_weights, percentile_interval, permuted_labels
-from hcs_ray.profiles.neighbours import (
-    CORRECT,
-    DROPPED,
-    NEIGHBOUR_COMPOUND,
-    NEIGHBOUR_MOA,
-    Guard,
-    Metric,
-    find_neighbours,
-)
+from hcs_ray.profiles.aggregate import BATCHES, Floats, How, control_wells, exclude_controls, to_treatments
+from hcs_ray.profiles.neighbours import CORRECT, DROPPED, Guard, Metric, find_neighbours
+from hcs_ray.profiles.tally import Settings, Tally, share_interval, tally
 
+__all__ = ["Evaluation", "Score", "Settings", "Tally", "evaluate", "evaluate_wells", "score", "score_queries"]
+
+GUARDS: Final[tuple[Guard, ...]] = ("NSC", "NSCB")
 LEAKED: Final = "leaked"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How neighbours are found and intervals drawn (from ``resamples`` draws for a seed)."""
-
-    metric: Metric = "cosine"
-    resamples: int = 2000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Hits among the scored queries, which are of ``compounds`` compounds.
-
-    ``interval`` is the 95 % bootstrap interval of the accuracy over compounds (None for fewer than two),
-    ``null`` the number of correct queries when labels are permuted among compounds (None without a query).
-    """
-
-    correct: int
-    total: int
-    compounds: int
-    interval: tuple[float, float] | None
-    null: Null | None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Correct of total; None without a query."""
-        return self.correct / self.total if self.total else None
-
-    @property
-    def above_chance(self) -> bool:
-        """Whether more are correct than the 97.5 percentile under permuted labels."""
-        return self.null is not None and self.null.exceeded_by(self.correct)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "correct": self.correct,
-            "total": self.total,
-            "accuracy": self.accuracy,
-            "interval": list(self.interval) if self.interval else None,
-            "compounds": self.compounds,
-            "null_correct": self.null.to_dict() if self.null else None,
-            "above_chance": self.above_chance,
-        }
+SAME_BATCH: Final = "same_batch"
 
 
 @dataclass(frozen=True)
@@ -91,8 +31,8 @@ class Score:
     """NSC or NSCB with all that must be stated beside it.
 
     ``queries`` holds one row a labelled treatment: the columns of ``find_neighbours`` and ``leaked``.
-    ``overall`` counts every query that was not dropped, ``held_out`` those of compounds that were not trained
-    on. Dropped queries always stay candidates. ``dropped_moas`` gives the reason for each MoA dropped as a
+    ``overall`` counts every query that was not dropped, ``held_out`` those of compounds whose labels were not
+    used. Dropped queries always stay candidates. ``dropped_moas`` gives the reason for each MoA dropped as a
     whole.
     """
 
@@ -101,6 +41,11 @@ class Score:
     queries: pd.DataFrame
     overall: Tally
     held_out: Tally
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """The queries that were not dropped."""
+        return self.queries[self.queries[DROPPED].isna()]
 
     @property
     def dropped_moas(self) -> dict[str, str]:
@@ -116,26 +61,71 @@ class Score:
         lost = self.queries[self.queries[DROPPED].notna()]
         return {str(name): str(why) for name, why in zip(lost[TREATMENT], lost[DROPPED], strict=True)}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the counts over all queries on top, those of held-out ones under ``held_out``.
+    @property
+    def by_moa(self) -> dict[str, dict[str, int]]:
+        """Correct and total of each MoA with a query, the leaked ones too."""
+        counts = self.scored.groupby(MOA, sort=True)[CORRECT].agg(["sum", "size"])
+        return {
+            str(moa): {"correct": int(row["sum"]), "total": int(row["size"])}
+            for moa, row in counts.iterrows()
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """All queries in plain JSON types, without their list, and without what is known of leaks.
 
         ``unmatchable`` queries stay in the denominator though no candidate of their MoA is left to them;
         ``tied`` ones have equally near neighbours of several MoAs.
         """
-        scored = self.queries[self.queries[DROPPED].isna()]
         return {
             **self.overall.to_dict(),
             "guard": self.guard,
             "metric": self.metric,
             "candidates": len(self.queries),
-            "leaked": int(scored[LEAKED].sum()),
-            "held_out": self.held_out.to_dict(),
+            "by_moa": self.by_moa,
             "dropped": self.dropped,
             "dropped_moas": self.dropped_moas,
             "dropped_stay_candidates": True,
-            "unmatchable": int((~scored["matchable"]).sum()),
-            "tied": int(scored["tied"].sum()),
-            "queries": _records(self.queries),
+            "unmatchable": int((~self.scored["matchable"].astype(bool)).sum()),
+            "tied": int(self.scored["tied"].sum()),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """`figures`, those of held-out compounds under ``held_out``, and the list of queries."""
+        return {
+            **self.figures(),
+            "leaked": int(self.scored[LEAKED].sum()),
+            "held_out": self.held_out.to_dict(),
+            "queries": query_records(self.queries),
+        }
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """How far nearest neighbours (under NSC) come from a batch of their query: a sign of batch leak.
+
+    ``expected`` is that share for neighbours drawn by chance among the candidates, ``interval`` the 95 %
+    bootstrap interval of the share over compounds.
+    """
+
+    share: float | None
+    expected: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, queries: pd.DataFrame, settings: Settings) -> Gauge:
+        """From the queries of NSC that have a neighbour."""
+        found = queries[queries["candidates"] > 0]
+        if found.empty:
+            return cls(None, None, None)
+        share, expected = float(found[SAME_BATCH].mean()), float(found["same_batch_expected"].mean())
+        return cls(share, expected, share_interval(found, SAME_BATCH, settings))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, under the names that ``evaluation.json`` has on top."""
+        return {
+            "same_batch_share": self.share,
+            "same_batch_expected": self.expected,
+            "same_batch_interval": list(self.interval) if self.interval else None,
         }
 
 
@@ -143,24 +133,28 @@ class Score:
 class Evaluation:
     """NSC, NSCB and the gauge of batch leak.
 
-    ``same_batch_share`` is the share of nearest neighbours under NSC that have a batch in common with their
-    query, ``same_batch_expected`` that share for neighbours drawn by chance among the candidates. ``rules``
-    states how treatments were made from wells and how those in several batches are handled.
+    ``rules`` states how treatments were made from wells and how those in several batches are handled.
     """
 
     nsc: Score
     nscb: Score
-    same_batch_share: float | None
-    same_batch_expected: float | None
+    gauge: Gauge
     rules: dict[str, Any]
+
+    @property
+    def same_batch_share(self) -> float | None:
+        return self.gauge.share
+
+    @property
+    def same_batch_expected(self) -> float | None:
+        return self.gauge.expected
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
             "nsc": self.nsc.to_dict(),
             "nscb": self.nscb.to_dict(),
-            "same_batch_share": self.same_batch_share,
-            "same_batch_expected": self.same_batch_expected,
+            **self.gauge.to_dict(),
             "rules": self.rules,
         }
 
@@ -192,18 +186,12 @@ def evaluate(
     rules: dict[str, Any] | None = None,
 ) -> Evaluation:
     """NSC, NSCB and the gauge for treatments (N, F), one row each; ``rules`` says how they were made."""
+    settings = settings or Settings()
     nsc = score(meta, features, "NSC", settings, trained_compounds)
     nscb = score(meta, features, "NSCB", settings, trained_compounds)
     several = nsc.queries[TREATMENT][nsc.queries[BATCHES].map(len) > 1].tolist()
     stated = {"same_batch": "at least one batch in common", "in_several_batches": several}
-    found = nsc.queries[nsc.queries["candidates"] > 0]
-    return Evaluation(
-        nsc,
-        nscb,
-        float(found["same_batch"].mean()) if len(found) else None,
-        float(found["same_batch_expected"].mean()) if len(found) else None,
-        {**(rules or {}), **stated},
-    )
+    return Evaluation(nsc, nscb, Gauge.of(nsc.queries, settings), {**(rules or {}), **stated})
 
 
 def score(
@@ -234,58 +222,11 @@ def score_queries(
     """
     marked = queries.assign(**{LEAKED: queries[COMPOUND].isin(list(trained_compounds))})
     held_out = marked[~marked[LEAKED]]
-    overall = _tally(marked, (), settings)
-    return Score(guard, settings.metric, marked, overall, _tally(held_out, trained_compounds, settings))
+    overall = tally(marked, (), settings)
+    return Score(guard, settings.metric, marked, overall, tally(held_out, trained_compounds, settings))
 
 
-def _tally(queries: pd.DataFrame, fixed: Collection[str], settings: Settings) -> Tally:
-    """The hits of some queries; ``fixed`` compounds keep their labels in the null."""
-    scored = queries[queries[DROPPED].isna()]
-    correct = int(scored[CORRECT].sum())
-    return Tally(
-        correct,
-        len(scored),
-        scored[COMPOUND].nunique(),
-        _interval(scored, settings),
-        Null.of(correct, _permuted_hits(queries, fixed, settings)) if len(scored) else None,
-    )
-
-
-def _interval(scored: pd.DataFrame, settings: Settings) -> tuple[float, float] | None:
-    """95 % of accuracies when compounds, with all their queries, are drawn with replacement."""
-    sums = scored.groupby(COMPOUND)[CORRECT].agg(["sum", "size"]).to_numpy(dtype=np.float64)
-    if len(sums) < 2:
-        return None
-    draws = [weights @ sums for weights in bootstrap_weights(len(sums), settings.resamples, settings.seed)]
-    hits, totals = np.concatenate(draws).T
-    return percentile_interval(hits / totals)
-
-
-def _permuted_hits(queries: pd.DataFrame, fixed: Collection[str], settings: Settings) -> Float64:
-    """How many queries have their neighbour's label, for each permutation of labels among compounds."""
-    found = queries[queries["candidates"] > 0]
-    own, other, groups = _label_groups(found)
-    labels = pd.factorize(groups[MOA])[0]
-    movable = ~groups[COMPOUND].isin(list(fixed)).to_numpy(dtype=bool)
-    blocks = permuted_labels(labels, movable, settings.resamples, settings.seed)
-    return np.concatenate([(block[:, own] == block[:, other]).sum(axis=1) for block in blocks]).astype(
-        np.float64
-    )
-
-
-def _label_groups(found: pd.DataFrame) -> tuple[Ints, Ints, pd.DataFrame]:
-    """The group that carries the label of each query and of its neighbour, and the groups.
-
-    A group is a compound, or one compound's treatments of one MoA where its MoA depends on the dose.
-    """
-    neighbours = found[[NEIGHBOUR_COMPOUND, NEIGHBOUR_MOA]].set_axis([COMPOUND, MOA], axis=1)
-    pairs = pd.concat([found[[COMPOUND, MOA]], neighbours], ignore_index=True)
-    codes = pairs.groupby([COMPOUND, MOA], sort=True).ngroup().to_numpy(dtype=np.intp)
-    groups = pairs.drop_duplicates().sort_values([COMPOUND, MOA]).reset_index(drop=True)
-    return codes[: len(found)], codes[len(found) :], groups
-
-
-def _records(queries: pd.DataFrame) -> list[dict[str, Any]]:
+def query_records(queries: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain JSON types: null for what is missing, lists for tuples."""
     plain = queries.astype(object).where(queries.notna(), None)
     return [

@@ -29,15 +29,18 @@ from hcs_ray.train.closing import FIELDS_FILE, MODEL_FILE
 from hcs_ray.tune.board import ENDED, FAILED, STOPPED, Entry, curves, leaderboard
 from hcs_ray.tune.capacity import capacity
 from hcs_ray.tune.judging import judged
+from hcs_ray.tune.map_objective import MOA_SHARE, NEIGHBOR_RECALL
+from hcs_ray.tune.map_words import beforehand, next_map, uses_labels
 from hcs_ray.tune.models import hand_on
 from hcs_ray.tune.pictures import PICTURE, picture
+from hcs_ray.tune.sheet import SHEET, sheet_of
 from hcs_ray.tune.space import Space
 from hcs_ray.tune.sweep import run_trials
 from hcs_ray.tune.terminal import show
-from hcs_ray.tune.trials import Work, read_rows
+from hcs_ray.tune.trials import MAP_FILE, Work, read_rows
 from hcs_ray.tune.watching import LEADERBOARD, Watcher
 
-__all__ = ["LEADERBOARD", "next_step", "read_leaderboard", "show_leaderboard", "tune"]
+__all__ = ["LEADERBOARD", "next_step", "read_leaderboard", "show_leaderboard", "tune", "written"]
 
 CURVES_FILE = "history.parquet"
 EVALUATION_FILE = "evaluation.json"
@@ -65,6 +68,8 @@ def tune(
     space = Space.of(sweep, study.config, _compounds(study, sweep), sweep_file)
     if force or not study.is_complete("tune", claim):
         _check_training(study, space)
+        for line in beforehand(study, space) if sweep.objective == "map" else []:
+            say(line)
         with study.writing("tune", claim, force) as writer:
             _Sweep(study, space, writer).run(progress, say)
     return _headline(read_leaderboard(study), sweep)
@@ -78,7 +83,17 @@ def read_leaderboard(study: Study) -> pd.DataFrame:
 def show_leaderboard(study: Study) -> None:
     """Print the best trials of a finished sweep."""
     sweep = _swept(study)
-    show(read_leaderboard(study), list(sweep.space), [goal.name for goal in sweep.metric])
+    table, metrics = read_leaderboard(study), [goal.name for goal in sweep.metric]
+    told = [name for name in (NEIGHBOR_RECALL, MOA_SHARE) if name in table and name not in metrics]
+    show(table, list(sweep.space), metrics, told)
+
+
+def written(study: Study) -> str:
+    """Where the table and the pictures of a finished sweep lie."""
+    folder = f"{study.storage.url}/{study.place('tune').folder}"
+    line = f"Leaderboard: {folder}/{LEADERBOARD}, its picture: {folder}/{PICTURE}"
+    drawn = f"{study.place('tune').folder}/{SHEET}" in _record(study).outputs
+    return f"{line}, the maps: {folder}/{SHEET}" if drawn else line
 
 
 def next_step(study: Study) -> str:
@@ -88,8 +103,7 @@ def next_step(study: Study) -> str:
     if sweep.compounds is not None:
         return f"Next: read {url}/{study.place('tune').folder}/{EVALUATION_FILE}"
     if sweep.objective == "map":
-        values = [f"--set {key}={best[key]}" for key in sweep.space if not pd.isna(best[key])]
-        return f"Next: hcs-ray map {url} --name {name} --force {' '.join(values)}"
+        return next_map(study, best, sweep)
     return f"Next: hcs-ray embed {url} --run sweep:{name}/best"
 
 
@@ -141,7 +155,7 @@ def _check_training(study: Study, space: Space) -> None:
 def _compounds(study: Study, sweep: SweepConfig) -> list[str]:
     if sweep.compounds is None:
         return []
-    from hcs_ray.tune import folds
+    from hcs_ray.profiles import folds
 
     return folds.compounds(study)
 
@@ -179,6 +193,8 @@ class _Sweep:
             if draw:
                 rows = {trial: read_rows(storage, self.work.trial_folder(trial)) for trial in table["trial"]}
                 storage.write(self.writer.path(PICTURE), picture(table, curves(rows), self.space.sweep))
+                if (drawn := sheet_of(self.work, table)) is not None:
+                    storage.write(self.writer.path(SHEET), drawn)
 
     def _close(self, entries: list[Entry], results: dict[str, Any]) -> None:
         """Write what the sweep leaves, from what its trials have left."""
@@ -194,6 +210,8 @@ class _Sweep:
         history = curves(rows)
         self.writer.write_table(CURVES_FILE, history)
         self.writer.write(PICTURE, picture(table, history, self.space.sweep))
+        if (drawn := sheet_of(self.work, table)) is not None:
+            self.writer.write(SHEET, drawn)
         failed = table[table["status"] == FAILED]
         if len(failed) and self.space.sweep.failed == "retry":
             error = failed["error"].iloc[0]
@@ -228,13 +246,15 @@ class _Sweep:
         trials: dict[str, Any] = {}
         for row in rows_of(table):
             folder = f"trials/{row['trial']}"
-            listed = [file for file in (MODEL_FILE, FIELDS_FILE) if self._list(f"{folder}/{file}")]
+            listed = [file for file in (MODEL_FILE, FIELDS_FILE, MAP_FILE) if self._list(f"{folder}/{file}")]
             trials[row["trial"]] = {
                 "score": None if pd.isna(row["score"]) else float(row["score"]),
                 "model": self.writer.path(f"{folder}/{MODEL_FILE}") if MODEL_FILE in listed else None,
             }
         goal = self.space.sweep.goal
         summary = {"best": best, "metric": goal.name, "mode": goal.mode, "trials": trials}
+        if self.space.sweep.objective == "map":
+            summary["uses_labels"] = uses_labels(self.study, table.iloc[0].to_dict(), self.space.sweep)
         self.writer.write(SWEEP_FILE, (json.dumps(summary, indent=1) + "\n").encode())
 
     def _list(self, file: str) -> bool:
@@ -245,7 +265,7 @@ class _Sweep:
 
     def _evaluate(self, entries: list[Entry]) -> None:
         """Track A of each setting: the folds that differ in nothing but the compound left out."""
-        from hcs_ray.tune import folds
+        from hcs_ray.profiles import folds
 
         settings: dict[str, tuple[dict[str, Any], list[folds.Fold]]] = {}
         for entry in entries:

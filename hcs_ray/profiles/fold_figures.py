@@ -11,8 +11,9 @@ import pandas as pd
 from hcs_ray.config import StudyConfig
 from hcs_ray.contracts import MOA, TREATMENT
 from hcs_ray.profiles.classify import PREDICTED, Classification
+from hcs_ray.profiles.exclusions import LOST
 from hcs_ray.profiles.neighbours import CORRECT, DROPPED, Guard
-from hcs_ray.profiles.score import LEAKED, Score, Settings, score_queries
+from hcs_ray.profiles.score import LEAKED, Gauge, Score, Settings, score_queries
 
 MISSING: Final = "missing"  # why a treatment's fold gave no answer; null where it did
 UNTRAINED: Final = "untrained"  # its MoA has no compound to learn from in its fold
@@ -31,6 +32,8 @@ class Outcome:
         rules: How treatments were made from wells.
         evaluated: Number of folds.
         missing: Compound -> why it has no fold that can be used.
+        used: Compounds whose label every fold has used, by the weights that it began from.
+        kept: As ``queries``, without the excluded fields; None where none is.
     """
 
     config: StudyConfig
@@ -39,6 +42,8 @@ class Outcome:
     rules: Mapping[str, Any]
     evaluated: int
     missing: Mapping[str, str]
+    used: frozenset[str] = frozenset()
+    kept: Mapping[Guard, pd.DataFrame] | None = None
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON types; treatments of missing folds are in every ``total``, as wrong ones."""
@@ -48,22 +53,31 @@ class Outcome:
         return {
             "track": "A",
             "folds": {"expected": expected, "evaluated": self.evaluated, "missing": dict(self.missing)},
-            **{
-                guard.lower(): _scored(score_queries(table, guard, settings))
-                for guard, table in self.queries.items()
-            },
+            **self._scores(self.queries, settings),
+            "without_excluded": self._scores(self.kept, settings) if self.kept else None,
             "moa_head": _head_figures(self.queries["NSC"], self.head),
             "rules": {**rules(self.config), **self.rules},
         }
 
+    def _scores(self, queries: Mapping[Guard, pd.DataFrame], settings: Settings) -> dict[str, Any]:
+        scores = {
+            guard.lower(): _scored(score_queries(table, guard, settings, self.used))
+            for guard, table in queries.items()
+        }
+        return {**scores, **Gauge.of(queries["NSC"], settings).to_dict()}
+
 
 def _scored(score: Score) -> dict[str, Any]:
-    """The figures of a score; nothing has leaked, so held-out ones are all of them."""
-    figures = {k: v for k, v in score.to_dict().items() if k not in ("queries", "held_out", LEAKED)}
-    asked = score.queries[score.queries[DROPPED].isna()]
+    """The figures of a score; ``held_out`` are those of compounds that have not leaked, usually all."""
+    figures = score.figures()
+    figures[LEAKED] = int(score.scored[LEAKED].sum())
+    figures["held_out"] = score.held_out.to_dict()
+    asked = score.scored
     answered = asked[asked[MISSING].isna()]
     figures["of_evaluated_folds"] = {"correct": int(answered[CORRECT].sum()), "total": len(answered)}
     figures["missing_counted_as_wrong"] = len(asked) - len(answered)
+    if LOST in asked:
+        figures["lost_counted_as_wrong"] = int(asked[LOST].sum())
     figures["dropped_by_reason"] = score.queries[DROPPED].value_counts().sort_index().to_dict()
     return figures
 

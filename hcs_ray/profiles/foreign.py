@@ -1,0 +1,347 @@
+"""Anybody's table of profiles: CSV, Parquet or AnnData, read into metadata and features.
+
+Metadata is text, as written, so that concentrations stay exact; features are float64.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import io
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.contracts import InputError
+from hcs_ray.profiles.aggregate import Float64
+from hcs_ray.profiles.chance import Bools
+from hcs_ray.storage import open_storage
+
+if TYPE_CHECKING:
+    import anndata
+
+Missing = Literal["refuse", "drop-features", "drop-rows"]
+
+# Role -> the names under which it is looked for, the first that is there.
+ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "plate": (
+        c.PLATE, "Image_Metadata_Plate", "Image_Metadata_Plate_DAPI", "Metadata_plate", "Metadata_Barcode",
+        "Metadata_Assay_Plate_Barcode", "Assay_Plate_Barcode", "Plate", "plate", "Barcode", "barcode",
+    ),
+    "well": (
+        c.WELL, "Image_Metadata_Well", "Image_Metadata_Well_DAPI", "Metadata_well", "Metadata_well_position",
+        "Metadata_Well_Position", "well_position", "Well", "well",
+    ),
+    "batch": (
+        c.BATCH, "Image_Metadata_Batch", "Metadata_batch", "Metadata_Week", "Image_Metadata_Week", "Batch",
+        "batch", "Week", "week",
+    ),
+    "compound": (
+        c.COMPOUND, "Image_Metadata_Compound", "Metadata_compound", "Metadata_JCP2022",
+        "Metadata_broad_sample", "Metadata_pert_iname", "Compound", "compound",
+    ),
+    "concentration": (
+        c.CONCENTRATION, "Image_Metadata_Concentration", "Metadata_concentration",
+        "Metadata_mmoles_per_liter", "Metadata_Dose", "Metadata_dose", "Concentration", "concentration",
+        "dose",
+    ),
+    "treatment": (c.TREATMENT, "Metadata_treatment", "Treatment", "treatment"),
+    "moa": (
+        c.MOA, "Metadata_MoA", "Metadata_moa", "Image_Metadata_MoA", "Image_Metadata_MOA", "MOA", "MoA",
+        "moa",
+    ),
+    "pert_type": (c.PERT_TYPE, "Metadata_control_type", "pert_type", "control_type"),
+}  # fmt: skip
+_METADATA: Final = (c.METADATA_PREFIX, "Image_Metadata_", c.QC_PREFIX, c.PROBABILITY_PREFIX)
+_BOOKKEEPING: Final = frozenset(
+    {
+        "ImageNumber",
+        "TableNumber",
+        "ObjectNumber",
+        "Replicate",
+        "replicate",
+        "site",
+        "Site",
+        "index",
+        c.KEY,
+        "row",
+    }
+)
+_UNNAMED: Final = re.compile(r"(Unnamed: \d+)?")
+_SEPARATORS: Final = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class ForeignTable:
+    """Rows of profiles.
+
+    Attributes:
+        name: As messages call it.
+        meta: Text columns, one row a profile, missing where empty.
+        values: Features (N, F).
+        features: Their names.
+        where: Of each row, as messages call it.
+        ignored: Numeric columns that were not taken for features.
+    """
+
+    name: str
+    meta: pd.DataFrame
+    values: Float64
+    features: tuple[str, ...]
+    where: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+    def take(self, rows: Bools, columns: Bools) -> ForeignTable:
+        """Some rows and some features of it, by masks."""
+        return ForeignTable(
+            self.name,
+            self.meta[rows].reset_index(drop=True),
+            self.values[rows][:, columns],
+            tuple(name for name, kept in zip(self.features, columns, strict=True) if kept),
+            tuple(name for name, kept in zip(self.where, rows, strict=True) if kept),
+            self.ignored,
+        )
+
+
+def read_profiles(path: str, named: Mapping[str, str], prefixes: Sequence[str] = ()) -> ForeignTable:
+    """The table of a file, local or at s3://, by its ending: .csv, .tsv, .txt (also .gz), .parquet, .h5ad.
+
+    Args:
+        path: Of the file.
+        named: Role (a key of `ALIASES`) -> column, as the user has named them.
+        prefixes: Features are the numeric columns that begin so; none: all that are no metadata.
+
+    Raises:
+        InputError: it cannot be read, a named column is missing, or there are no features.
+    """
+    plain = path.lower().removesuffix(".gz")
+    reader = next((reader for ending, reader in _READERS.items() if plain.endswith(ending)), None)
+    if reader is None:
+        raise InputError(
+            f"{path}: not a table that is known: its name ends in {', '.join(_READERS)} (or .gz of CSV)"
+        )
+    return reader(path, named, tuple(prefixes))
+
+
+def read_file(path: str) -> bytes:
+    """A local file or one at s3://, unpacked where its name ends in .gz."""
+    folder, _, file = path.rpartition("/")
+    try:
+        data = open_storage(folder).read(file) if "://" in path else Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not path.lower().endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a readable gzip file ({error}); copy it again") from None
+
+
+def find_column(columns: Sequence[str], role: str, named: Mapping[str, str], source: str) -> str | None:
+    """The column of a role: the one that is named, else the first of `ALIASES`; None where there is none.
+
+    InputError: the named one is not there; the message names the nearest.
+    """
+    wanted = named.get(role)
+    if wanted is None:
+        return next((alias for alias in ALIASES[role] if alias in columns), None)
+    if wanted in columns:
+        return wanted
+    folded = {name.casefold(): name for name in columns}
+    close = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.4)
+    hint = f"; the nearest is {folded[close[0]]}" if close else ""
+    raise InputError(f"{source}: has no column {wanted} (--{role.replace('_', '-')}){hint}")
+
+
+def without_missing(table: ForeignTable, policy: Missing) -> tuple[ForeignTable, dict[str, Any]]:
+    """The table with finite features only, and what was dropped for it.
+
+    InputError: ``policy`` refuses and a value is missing or infinite, or nothing is left.
+    """
+    finite = np.isfinite(table.values)
+    rows: Bools = np.ones(len(finite), dtype=bool)
+    columns: Bools = np.ones(finite.shape[1], dtype=bool)
+    if policy == "drop-features":
+        columns &= finite.all(axis=0)
+    elif policy == "drop-rows":
+        rows &= finite.all(axis=1)
+    elif not finite.all():
+        row, column = (int(at) for at in np.argwhere(~finite)[0])
+        what = "missing" if np.isnan(table.values[row, column]) else table.values[row, column]
+        raise InputError(
+            f"{table.name} {table.where[row]}: {table.features[column]} is {what}; "
+            "--missing drop-features or drop-rows leaves out what has such values"
+        )
+    if not rows.any() or not columns.any():
+        raise InputError(f"{table.name}: every {'row' if not rows.any() else 'feature'} has a missing value")
+    dropped = [name for name, kept in zip(table.features, columns, strict=True) if not kept]
+    return table.take(rows, columns), {"rows": int((~rows).sum()), "features": dropped}
+
+
+def _roles(columns: Sequence[str], named: Mapping[str, str], source: str) -> set[str]:
+    """The columns that have a role in this table."""
+    found = {find_column(columns, role, named, source) for role in ALIASES}
+    return {name for name in found if name is not None}
+
+
+def _is_metadata(name: str, roles: set[str]) -> bool:
+    return (
+        name in roles
+        or name.startswith(_METADATA)
+        or name in _BOOKKEEPING
+        or _UNNAMED.fullmatch(name) is not None
+    )
+
+
+def _split(
+    source: str,
+    frame: pd.DataFrame,
+    named: Mapping[str, str],
+    prefixes: tuple[str, ...],
+    where: Sequence[str],
+) -> ForeignTable:
+    """Metadata and features of a table whose columns have their types."""
+    if frame.empty:
+        raise InputError(f"{source}: has no rows")
+    columns = [str(name) for name in frame.columns]
+    frame = frame.set_axis(columns, axis=1)
+    roles = _roles(columns, named, source)
+    numeric = [
+        name
+        for name in columns
+        if pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name])
+    ]
+    if prefixes:
+        chosen = [name for name in columns if name.startswith(prefixes) and name not in roles]
+        if text := next((name for name in chosen if name not in numeric), None):
+            raise InputError(f"{source}: the feature {text} is not numeric in every row")
+    else:
+        chosen = [name for name in numeric if not _is_metadata(name, roles)]
+    if not chosen:
+        asked = f" that begins with {' or '.join(prefixes)}" if prefixes else ""
+        raise InputError(f"{source}: has no numeric column{asked} that could be a feature; see --features")
+    others = [name for name in columns if name not in chosen]
+    ignored = tuple(name for name in others if name in numeric and not _is_metadata(name, roles))
+    values = frame[chosen].to_numpy(dtype=np.float64, na_value=np.nan)
+    meta = pd.DataFrame({name: _text(frame[name]) for name in others}, index=frame.index)
+    return ForeignTable(source, meta.reset_index(drop=True), values, tuple(chosen), tuple(where), ignored)
+
+
+def _text(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Cells as text, whole numbers without a point; missing where empty. Lists stay what they are."""
+    return column.astype(object).map(_cell)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(str(item) for item in value)
+    if value is None or value is pd.NA or value != value:
+        return None
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _read_csv(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) -> ForeignTable:
+    data = read_file(path)
+    try:
+        header = data.split(b"\n", 1)[0].decode("utf-8-sig")
+        separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
+        names = [str(name) for name in _csv(data, separator, nrows=0).columns]
+        roles = _roles(names, named, path)
+        text = {name: str for name in names if _is_metadata(name, roles)}
+        # The parser that rounds rightly, so that a table is the same as CSV and as Parquet.
+        frame = _csv(data, separator, dtype=text, float_precision="round_trip")
+    except (UnicodeDecodeError, ValueError) as error:  # pandas' errors of parsing are of these
+        raise InputError(f"{path}: not a readable CSV table: {str(error).splitlines()[0]}") from None
+    return _split(path, frame, named, prefixes, [f"row {number + 2}" for number in range(len(frame))])
+
+
+def _csv(data: bytes, separator: str, **options: Any) -> pd.DataFrame:
+    found: pd.DataFrame = pd.read_csv(io.BytesIO(data), sep=separator, encoding="utf-8-sig", **options)
+    return found
+
+
+def _read_parquet(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) -> ForeignTable:
+    import pyarrow as pa
+
+    try:
+        frame = pd.read_parquet(io.BytesIO(read_file(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    if frame.index.names != [None]:
+        frame = frame.reset_index()
+    if c.EMBEDDING in frame.columns:
+        frame, prefixes = _unfolded(frame, path), prefixes or (f"{c.EMBEDDING}_",)
+    return _split(path, frame, named, prefixes, [f"row {number + 1}" for number in range(len(frame))])
+
+
+def _unfolded(frame: pd.DataFrame, path: str) -> pd.DataFrame:
+    """A column of lists, as our own tables have it, as a column a feature."""
+    try:
+        values = np.stack(frame[c.EMBEDDING].to_list()).astype(np.float64)
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: the lists in {c.EMBEDDING} are not all of one length") from None
+    names = [f"{c.EMBEDDING}_{number:04d}" for number in range(values.shape[1])]
+    wide = pd.DataFrame(values, columns=names, index=frame.index)
+    return pd.concat([frame.drop(columns=c.EMBEDDING), wide], axis=1)
+
+
+def _read_h5ad(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) -> ForeignTable:
+    data = _anndata(path)
+    if data.X is None:
+        raise InputError(f"{path}: has no X")
+    dense: Any = data.X.toarray() if hasattr(data.X, "toarray") else data.X
+    values = np.asarray(dense, dtype=np.float64)
+    names = [str(name) for name in data.var_names]
+    chosen = np.array([not prefixes or name.startswith(prefixes) for name in names], dtype=bool)
+    if not len(values) or not chosen.any():
+        raise InputError(
+            f"{path}: has no rows, or no feature{' that begins so; see --features' if prefixes else ''}"
+        )
+    columns = [str(name) for name in data.obs.columns]
+    _roles(columns, named, path)
+    meta = pd.DataFrame({name: _text(data.obs[name]) for name in columns}).reset_index(drop=True)
+    features = tuple(name for name, kept in zip(names, chosen, strict=True) if kept)
+    return ForeignTable(
+        path, meta, values[:, chosen], features, tuple(f"row {name}" for name in data.obs_names)
+    )
+
+
+def _anndata(path: str) -> anndata.AnnData:
+    import warnings
+
+    import anndata
+
+    with tempfile.NamedTemporaryFile(suffix=".h5ad") as local:
+        local.write(read_file(path))
+        local.flush()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of names that are not unique and the like
+                return anndata.read_h5ad(local.name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path}: not a readable AnnData file: {first}") from None
+
+
+_Reader = Callable[[str, Mapping[str, str], tuple[str, ...]], ForeignTable]
+_READERS: Final[Mapping[str, _Reader]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".txt": _read_csv,
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
+    ".h5ad": _read_h5ad,
+}
