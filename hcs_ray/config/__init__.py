@@ -26,6 +26,7 @@ from hcs_ray.config.screens import (
 )
 from hcs_ray.config.stages import (
     EmbedConfig,
+    ExportConfig,
     MapConfig,
     OutliersConfig,
     ProfileConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "Bbbc021Screen",
     "EmbedConfig",
     "ExecutionSection",
+    "ExportConfig",
     "Goal",
     "LoadDataColumns",
     "LoadDataScreen",

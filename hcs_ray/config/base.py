@@ -18,6 +18,11 @@ class Section(BaseModel):
 
 
 class ExecutionSection(Section):
-    """A section with keys that do not change the result, and so do not make it stale."""
+    """A section with keys that do not change the result, and so do not make it stale.
+
+    Keys ``since`` came later: left at their default, all is as it was before them, so what was made before
+    them is not stale either.
+    """
 
     execution: ClassVar[frozenset[str]] = frozenset()
+    since: ClassVar[frozenset[str]] = frozenset()

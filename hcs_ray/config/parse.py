@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from hcs_ray.config.base import ExecutionSection
+from hcs_ray.config.base import ExecutionSection, Section
 from hcs_ray.config.study import StudyConfig
 from hcs_ray.config.sweep import LEAVE_OUT, SweepConfig, TrialResources
 from hcs_ray.contracts import InputError
@@ -105,9 +105,17 @@ def stage_config(config: StudyConfig, sections: Sequence[str]) -> dict[str, Any]
     part: dict[str, Any] = {}
     for name in sections:
         section = getattr(config, name)
-        skip = section.execution if isinstance(section, ExecutionSection) else frozenset()
-        part[name] = section.model_dump(mode="json", exclude=set(skip))
+        part[name] = section.model_dump(mode="json", exclude=_without_effect(section))
     return part
+
+
+def _without_effect(section: Section) -> set[str]:
+    if not isinstance(section, ExecutionSection):
+        return set()
+    fields = type(section).model_fields
+    return set(section.execution) | {
+        key for key in section.since if getattr(section, key) == fields[key].default
+    }
 
 
 def canonical_digest(value: Any) -> str:

@@ -10,6 +10,7 @@ from hcs_ray.config.base import Section
 from hcs_ray.config.screens import Bbbc021Screen, ScreenConfig, StorageConfig
 from hcs_ray.config.stages import (
     EmbedConfig,
+    ExportConfig,
     MapConfig,
     OutliersConfig,
     ProfileConfig,
@@ -36,4 +37,5 @@ class StudyConfig(Section):
     map: MapConfig = MapConfig()
     outliers: OutliersConfig = OutliersConfig()
     report: ReportConfig = ReportConfig()
+    export: ExportConfig = ExportConfig()
     wandb: WandbConfig = WandbConfig()

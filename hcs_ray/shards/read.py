@@ -43,6 +43,10 @@ _NAME: Final = slice(0, 100)  # of a tar's header; a longer name is cut there
 _SIZE: Final = slice(124, 136)
 
 
+class DamagedMember(HcsError):
+    """A member's bytes are not those that were written, also when read again."""
+
+
 @dataclass(frozen=True)
 class Member:
     """A field's image in a shard, as its row of the index says."""
@@ -104,8 +108,8 @@ class ShardReader:
 
         Raises:
             InputError: there is no such shard.
-            HcsError: the bytes are damaged, or the storage does not give them, also when asked again; names
-                shard and offset.
+            DamagedMember: the bytes are damaged, also when asked again; names shard and offset.
+            HcsError: the storage does not give them, also when asked again; names shard and offset.
         """
         return Fetched(member, self._retried(lambda: self._open(member)))
 
@@ -115,7 +119,7 @@ class ShardReader:
         Equal to `corrected` and the means of its blocks, without the arrays between.
 
         Raises:
-            HcsError: the member is forged; names shard and offset.
+            DamagedMember: the member is forged; names shard and offset.
         """
         scale = None if plate is None else (plate.gain, plate.bias.reshape(-1))
         try:
@@ -175,8 +179,8 @@ class ShardReader:
         except HcsError as error:
             raise type(error)(f"the member at byte {offset} of {error}") from None
 
-    def _damaged(self, shard: str, offset: int, why: str) -> HcsError:
-        return HcsError(
+    def _damaged(self, shard: str, offset: int, why: str) -> DamagedMember:
+        return DamagedMember(
             f"{self.storage.url}/shards/{shard}: the member at byte {offset} is damaged ({why}); "
             "copy the shard again or run hcs-ray shard --force"
         )

@@ -29,6 +29,7 @@ from hcs_ray.study import Study
 
 INDEX, MANIFEST, PLATES, QUARANTINE = "index.parquet", "manifest.json", "plates.parquet", "quarantine.parquet"
 _POLL_SECONDS = 0.5
+_INDEX_GROUP_ROWS = 8192  # so that a worker which embeds a few hundred fields need not read all rows
 _MADE = re.compile(
     r"[^/]+-[0-9]{3,}\.tar|parts/[^/]+\.parquet|illumination/[^/]+_Illum[^/]+\.npy|quarantine\.parquet"
 )
@@ -184,7 +185,7 @@ def _index(parts: Mapping[str, Part]) -> bytes:
             values = typed(table[name].to_pandas().astype(TEXT).fillna(""))
             place = table.column_names.index(name)
             table = table.set_column(place, name, pa.Array.from_pandas(values))
-    return parquet_bytes(table)
+    return parquet_bytes(table, _INDEX_GROUP_ROWS)
 
 
 def _plate_table(parts: Mapping[str, Part]) -> bytes:

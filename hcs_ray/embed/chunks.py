@@ -1,0 +1,88 @@
+"""A chunk: the unit of work, of resuming and of exactly-once. One file, made from one claim by one put."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hcs_ray import contracts as c
+
+if TYPE_CHECKING:
+    from hcs_ray.model.network import ModelSpec
+
+Chunk = tuple[int, int]  # first and last row of the index, both in it
+
+_CLAIM: Final = b"hcs_ray_claim"  # of a file's metadata: the digest of what it was made from
+NETWORK: Final = b"hcs_ray_network"  # of a file's metadata: the backbone
+_UNREADABLE: Final = b"hcs_ray_unreadable"  # of a file's metadata: the fields that were left out, as JSON
+
+
+class Unreadable(NamedTuple):
+    """A field that was left out."""
+
+    key: str
+    shard: str
+    offset: int
+    reason: str
+
+
+class ChunkFile(NamedTuple):
+    """A whole chunk's file."""
+
+    size: int
+    sha256: str
+    unreadable: tuple[Unreadable, ...]
+
+
+def chunk_table(
+    meta: pa.Table,
+    embeddings: npt.NDArray[Any],
+    probabilities: npt.NDArray[np.float32],
+    spec: ModelSpec,
+    digest: str,
+    unreadable: Sequence[Unreadable] = (),
+) -> pa.Table:
+    """A chunk as it is written.
+
+    Args:
+        meta: The key and ``Metadata_*`` columns of the N fields that were read.
+        embeddings: (N, F) float32 or float16.
+        probabilities: (N, K) float32.
+        spec: Of the network; names the K classes.
+        digest: Of the claim that the chunk follows from.
+        unreadable: The fields of the chunk that were left out.
+    """
+    values = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
+    table = meta.append_column(c.EMBEDDING, pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1]))
+    for number, name in enumerate(spec.classes):
+        column = pa.array(np.ascontiguousarray(probabilities[:, number]))
+        table = table.append_column(f"{c.PROBABILITY_PREFIX}{name}", column)
+    about = {_CLAIM: digest.encode(), NETWORK: str(spec.model["backbone"]).encode()}
+    if unreadable:
+        about[_UNREADABLE] = json.dumps(unreadable).encode()
+    return table.replace_schema_metadata(about)
+
+
+def inspect_chunk(data: bytes, chunk: Chunk, digest: str) -> ChunkFile | None:
+    """What a file's bytes hold, or None where they are damaged, of another claim or not of this chunk."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        for _ in file.iter_batches():  # every page is compared with its checksum
+            pass
+    except (pa.ArrowException, OSError):
+        return None
+    about = file.schema_arrow.metadata or {}
+    if about.get(_CLAIM) != digest.encode():
+        return None
+    unreadable = tuple(Unreadable(*row) for row in json.loads(about.get(_UNREADABLE, b"[]")))
+    if file.metadata.num_rows + len(unreadable) != chunk[1] - chunk[0] + 1:
+        return None
+    return ChunkFile(len(data), hashlib.sha256(data).hexdigest(), unreadable)
