@@ -6,7 +6,7 @@ All four are told which wells lie in one batch, and no label or treatment.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -176,7 +176,8 @@ def _batches(meta: pd.DataFrame, values: Floats) -> Iterator[tuple[str, Ints, Fl
 
 def _rows_of_batches(meta: pd.DataFrame) -> list[tuple[str, Ints]]:
     require_columns(meta, (BATCH,))
-    found = [(str(batch), rows) for batch, rows in meta.groupby(BATCH, sort=True).indices.items()]
+    groups = meta.groupby(BATCH, sort=True).indices.items()
+    found: list[tuple[str, Ints]] = [(str(batch), np.asarray(rows, dtype=np.intp)) for batch, rows in groups]
     if len(found) < 2:
         raise InputError(
             f"all rows lie in batch {found[0][0] if found else 'none'}: there is nothing to align; "
@@ -185,7 +186,7 @@ def _rows_of_batches(meta: pd.DataFrame) -> list[tuple[str, Ints]]:
     return found
 
 
-def _power(matrix: Float64, exponent: Literal[0.5, -0.5] | float) -> Float64:
+def _power(matrix: Float64, exponent: float) -> Float64:
     """A power of a symmetric positive definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     if values[0] <= 0:
