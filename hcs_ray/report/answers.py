@@ -44,14 +44,14 @@ class Gauge:
 
 def held_out_answers(evaluation: Mapping[str, Any]) -> list[Answer]:
     """NSCB, NSC and classification of compounds whose labels were not used."""
-    scores = [_score(evaluation[guard]["held_out"], guard, ", held-out") for guard in ("nscb", "nsc")]
+    scores = [score_answer(evaluation[guard]["held_out"], guard, ", held-out") for guard in ("nscb", "nsc")]
     return [*scores, _classification(evaluation["classification"])]
 
 
 def overall_answers(evaluation: Mapping[str, Any]) -> list[Answer]:
     """NSCB and NSC of all labelled treatments, most of which have usually leaked."""
     return [
-        _score(evaluation[guard], guard, ", all treatments", int(evaluation[guard]["leaked"]))
+        score_answer(evaluation[guard], guard, ", all treatments", int(evaluation[guard]["leaked"]))
         for guard in ("nscb", "nsc")
     ]
 
@@ -89,7 +89,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _score(tally: Mapping[str, Any], guard: str, whose: str, leaked: int = 0) -> Answer:
+def score_answer(tally: Mapping[str, Any], guard: str, whose: str, leaked: int = 0) -> Answer:
+    """NSC or NSCB (``guard``) of some compounds, ``whose`` in words for the title."""
     short, question = _GUARDS[guard]
     total, null = int(tally["total"]), tally["null_correct"]
     title = f"{short}{whose}"
