@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 
 from hcs_ray.config import ProfileConfig
-from hcs_ray.contracts import BATCH, MOA, NEGATIVE_CONTROL, PERT_TYPE, PLATE, TREATMENT, WELL, InputError
+from hcs_ray.contracts import (
+    BATCH,
+    MOA,
+    NEGATIVE_CONTROL,
+    PERT_TYPE,
+    PLATE,
+    TREATMENT,
+    WELL,
+    InputError,
+    rows_of,
+)
 from hcs_ray.profiles.aggregate import Float64, exclude_controls
 from hcs_ray.profiles.bake_off import (
     CANDIDATE,
@@ -112,11 +122,12 @@ def test_replicates_that_agree_are_retrieved_and_a_position_alone_is_seen_in_its
     codes = pd.factorize(meta[TREATMENT])[0]
     own = np.random.default_rng(0).normal(size=(24, 8))[codes]
     strong = replicates(Design.of(meta, 0), 10 * own + features, "cosine", 1000, 0)
-    assert (strong.normalized, strong.retrieved) == (pytest.approx(1.0), 1.0)
+    assert (round(strong.normalized, 9), strong.retrieved) == (1.0, 1.0)
     assert abs(strong.position_normalized or 1.0) < 0.3
     place = np.random.default_rng(0).normal(size=(8, 8))[pd.factorize(meta[WELL])[0]]
     alone = replicates(Design.of(meta, 0), 10 * place + features, "cosine", 1000, 0)
-    assert (alone.normalized, alone.position_normalized) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert alone.normalized == pytest.approx(1.0)
+    assert alone.position_normalized == pytest.approx(1.0)
 
 
 def test_without_replicates_on_other_plates_nothing_can_be_said() -> None:
@@ -232,6 +243,10 @@ def test_a_plate_of_few_controls_cannot_be_halved() -> None:
 # --- The choice -------------------------------------------------------------------------------------------
 
 
+def _by_method(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {row[METHOD]: row for row in rows_of(table)}
+
+
 def _gauges(*rows: tuple[str, float, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[METHOD, REPLICATE_MAP, WEEK_EXCESS])
 
@@ -274,7 +289,7 @@ def test_what_chooses_never_sees_a_label(drawn: tuple[pd.DataFrame, Float64], co
     meta, features = drawn
     gauges, profiles, _, _ = gauge(meta.drop(columns=MOA), features, QUICK, lambda done, total: None)
     assert choose(gauges) == compared.chosen
-    assert not [name for name in gauges if "nsc" in name or "moa" in name.lower()]
+    assert not [name for name in map(str, gauges.columns) if "nsc" in name or "moa" in name.lower()]
     assert set(profiles) == set(METHODS)
     assert biology(meta.assign(**{MOA: None}), profiles, QUICK, ()).columns.tolist() == [METHOD]
     scores = biology(meta, profiles, QUICK, leaked={"w0c0", "w1c1"})
@@ -295,26 +310,27 @@ def test_the_comparison_holds_every_normalisation_and_says_what_it_did(compared:
     assert list(document["methods"]) == list(METHODS)
     assert "no treatment or label" in document["methods"]["tvn"]["stated"]["shrinkage_chosen"]
     assert "as the other half normalises it" in document["batch_effects"]["measured_on"]
-    by_name = table.set_index(METHOD)
-    assert by_name.loc["none", WEEK_EXCESS] > 0.5
-    assert by_name.loc["center", WEEK_EXCESS] < by_name.loc["none", WEEK_EXCESS] - 0.3
-    assert by_name.loc["center", "lisi_weeks"] > by_name.loc["none", "lisi_weeks"] + 0.5
+    rows = _by_method(table)
+    assert rows["none"][WEEK_EXCESS] > 0.5
+    assert rows["center"][WEEK_EXCESS] < rows["none"][WEEK_EXCESS] - 0.3
+    assert rows["center"]["lisi_weeks"] > rows["none"]["lisi_weeks"] + 0.5
 
 
 def test_the_picture_is_the_same_for_the_same_table(compared: Comparison) -> None:
     drawn = picture(compared.table)
     assert drawn.startswith(b"<?xml")
     assert drawn == picture(compared.table)
-    scored = [name for name in compared.table if name.startswith(("nsc", "same_week"))]
+    scored = [name for name in compared.table.columns if name.startswith(("nsc", "same_week"))]
     assert len(picture(compared.table.drop(columns=scored))) < len(drawn)
 
 
 def test_what_cannot_be_made_stands_in_the_table_with_the_reason() -> None:
     result = bake_off(*drawn_wells(21, weeks=1, plates=3), QUICK)
-    why = result.table.set_index(METHOD)[SKIPPED]
-    assert why.notna().sum() == 4
-    assert all("nothing to align" in why[name] for name in ("coral", "tvn", "combat", "harmony"))
-    assert not result.table.set_index(METHOD).loc["coral", CANDIDATE]
+    rows = _by_method(result.table)
+    why = {name: row[SKIPPED] for name, row in rows.items() if row[SKIPPED]}
+    assert list(why) == ["coral", "tvn", "combat", "harmony"]
+    assert all("nothing to align" in reason for reason in why.values())
+    assert not rows["coral"][CANDIDATE]
     assert np.isnan(result.table[WEEK_EXCESS]).all()  # one week cannot be told from another
     assert len(picture(result.table)) > 1000
     json.dumps(result.to_dict(), allow_nan=False)
@@ -380,8 +396,7 @@ def test_the_rule_chooses_well_on_the_published_profiles(shared: Path) -> None:
     """Of controls and replicates alone: sphering, with the most NSC (94/103) and NSCB (68/92) of all."""
     meta, features = cellprofiler_wells(shared, bbbc021_wells(shared))
     result = bake_off(meta, features, ProfileConfig())
-    by_name = result.table.set_index(METHOD)
     assert result.chosen == "sphere"
-    assert by_name.loc["sphere", ["nsc_correct", "nscb_correct"]].tolist() == [94, 68]
-    assert by_name["nsc_correct"].max() == 94
-    assert by_name["nscb_correct"].max() == 68
+    chosen = _by_method(result.table)["sphere"]
+    assert (chosen["nsc_correct"], chosen["nscb_correct"]) == (94, 68)
+    assert (max(result.table["nsc_correct"]), max(result.table["nscb_correct"])) == (94, 68)
