@@ -12,6 +12,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from csv import reader
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -123,12 +124,12 @@ def read_profiles(path: str, named: Mapping[str, str], prefixes: Sequence[str] =
         InputError: it cannot be read, a named column is missing, or there are no features.
     """
     plain = path.lower().removesuffix(".gz")
-    reader = next((reader for ending, reader in _READERS.items() if plain.endswith(ending)), None)
-    if reader is None:
+    read = next((read for ending, read in _READERS.items() if plain.endswith(ending)), None)
+    if read is None:
         raise InputError(
             f"{path}: not a table that is known: its name ends in {', '.join(_READERS)} (or .gz of CSV)"
         )
-    return reader(path, named, tuple(prefixes))
+    return read(path, named, tuple(prefixes))
 
 
 def read_file(path: str) -> bytes:
@@ -254,23 +255,34 @@ def _cell(value: Any) -> Any:
 
 
 def _read_csv(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) -> ForeignTable:
+    import pyarrow as pa
+    from pyarrow import csv
+
     data = read_file(path)
+    if not data.strip():
+        raise InputError(f"{path}: is empty")
     try:
-        header = data.split(b"\n", 1)[0].decode("utf-8-sig")
+        header = data.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
         separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
-        names = [str(name) for name in _csv(data, separator, nrows=0).columns]
-        roles = _roles(names, named, path)
-        text = {name: str for name in names if _is_metadata(name, roles)}
-        # The parser that rounds rightly, so that a table is the same as CSV and as Parquet.
-        frame = _csv(data, separator, dtype=text, float_precision="round_trip")
-    except (UnicodeDecodeError, ValueError) as error:  # pandas' errors of parsing are of these
+        names = next(reader([header], delimiter=separator))
+        _refuse_twins(names, path)
+        text = {name: pa.string() for name in names if _is_metadata(name, _roles(names, named, path))}
+        # One block, so that a column's type follows from all its rows. Arrow refuses rows that are too long
+        # or too short, and rounds rightly: a table is the same as CSV and as Parquet.
+        table = csv.read_csv(
+            io.BytesIO(data),
+            csv.ReadOptions(block_size=min(len(data) + 1, 2**31 - 1)),
+            csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            csv.ConvertOptions(column_types=text, strings_can_be_null=True),
+        )
+    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise InputError(f"{path}: not a readable CSV table: {str(error).splitlines()[0]}") from None
-    return _split(path, frame, named, prefixes, [f"row {number + 2}" for number in range(len(frame))])
+    return _split(path, table.to_pandas(), named, prefixes, [f"row {row + 2}" for row in range(len(table))])
 
 
-def _csv(data: bytes, separator: str, **options: Any) -> pd.DataFrame:
-    found: pd.DataFrame = pd.read_csv(io.BytesIO(data), sep=separator, encoding="utf-8-sig", **options)
-    return found
+def _refuse_twins(names: Sequence[str], path: str) -> None:
+    if twin := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path}: has the column {twin!r} twice")
 
 
 def _read_parquet(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) -> ForeignTable:

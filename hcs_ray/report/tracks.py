@@ -1,4 +1,4 @@
-"""Under which rules the scores were made: the track, what was left out, and the folds where they are there."""
+"""The rules behind the scores: the track, what was left out, and the folds where they are there."""
 
 from __future__ import annotations
 
