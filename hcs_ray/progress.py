@@ -19,6 +19,7 @@ from rich.progress import (
     MofNCompleteColumn,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -49,16 +50,16 @@ def progress_bar(stage: str, unit: str, line_every_s: float = _LINE_EVERY_S) -> 
     console = Console(stderr=True, highlight=False)
     lines = _Lines(console, stage, unit, line_every_s)
     with Bars(*_columns(unit), console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(stage, total=None)
+        task = bars.add_task(stage, total=None, words="")
 
-        def update(done: int, total: int) -> None:
-            if not lines.begun and done == total:
-                return  # nothing is left to do
-            lines.update(done, total)
-            bars.update(task, completed=done, total=total)
-
-        yield update
+        yield _Shown(lines, bars, task)
     lines.end()
+
+
+def tell(progress: Progress, words: str) -> None:
+    """Say what a stage is at, beside its count; a progress that only counts leaves it out."""
+    if isinstance(progress, _Shown):
+        progress.tell(words)
 
 
 def _columns(unit: str) -> tuple[ProgressColumn, ...]:
@@ -66,7 +67,8 @@ def _columns(unit: str) -> tuple[ProgressColumn, ...]:
     if unit == BYTES:
         counts = (DownloadColumn(), TransferSpeedColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return (TextColumn("{task.description:<9}"), BarColumn(), *counts, *times)
+    said = TextColumn("{task.fields[words]}")
+    return (TextColumn("{task.description:<9}"), BarColumn(), *counts, *times, said)
 
 
 class _Rate(ProgressColumn):
@@ -79,6 +81,23 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(_rate(speed, self._unit) if speed else self._unit)
+
+
+class _Shown:
+    """What `progress_bar` yields."""
+
+    def __init__(self, lines: _Lines, bars: Bars, task: TaskID) -> None:
+        self._lines, self._bars, self._task = lines, bars, task
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._lines.begun and done == total:
+            return  # nothing is left to do
+        self._lines.update(done, total)
+        self._bars.update(self._task, completed=done, total=total)
+
+    def tell(self, words: str) -> None:
+        self._lines.tell(words)
+        self._bars.update(self._task, words=words)
 
 
 class _Lines:
@@ -104,6 +123,9 @@ class _Lines:
             whole = _amount(total, self._unit)
             part = decimal(done) if self._unit == BYTES else done
             self._say(f"{part} of {whole}{self._pace(total)}")
+
+    def tell(self, words: str) -> None:
+        self._say(words)
 
     def end(self) -> None:
         took = time.monotonic() - self._started

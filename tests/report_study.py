@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from hcs_ray import contracts as c
 from hcs_ray.config import ShardsConfig
+from hcs_ray.maps import MapAbout, map_bytes
 from hcs_ray.outliers import find_outliers
 from hcs_ray.profiles.build import profile
 from hcs_ray.screen.splits import split
@@ -133,8 +134,13 @@ def _write_network(study: Study, index: pd.DataFrame, rng: np.random.Generator) 
     table = table.assign(
         **{f"Probability_{name}": chances[:, i] for i, name in enumerate(["A", EVIL_MOA, "DMSO"])}
     )
+    layout = pa.Table.from_pandas(table, preserve_index=False)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
+    layout = layout.set_column(layout.schema.get_field_index(c.EMBEDDING), c.EMBEDDING, column)
     with study.writing("embed", study.claim("embed")) as writer:
-        writer.write_table("00000000-00000051.parquet", table)
+        writer.write("00000000-00000051.parquet", parquet_bytes(layout))
+    about = MapAbout.of(study.config.map, len(index), len(index), 15)
     with study.writing("map", study.claim("map")) as writer:
         places = dict(zip("xy", embeddings[:, :2].T, strict=True))
-        writer.write_table("main.parquet", index[[c.KEY]].assign(**places))
+        layout = pa.Table.from_pandas(index[[c.KEY]].assign(**places), preserve_index=False)
+        writer.write("main.parquet", map_bytes(layout, about))

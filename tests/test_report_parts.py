@@ -133,7 +133,7 @@ def test_the_typical_field_is_the_one_in_the_middle() -> None:
 
 
 def test_the_map_shows_every_field_upright_and_in_its_frame(material: Material) -> None:
-    found = fieldmap.field_map(material.fields)
+    found = fieldmap.field_map(material.fields, material.map_about)
     assert (found.shown, found.total) == (52, 52)
     assert [group.name for group in found.groups] == ["no label", "DMSO", "A", EVIL_MOA]
     assert sum(group.fields for group in found.groups) == 52

@@ -46,7 +46,7 @@ def context(study: Study, progress: Progress) -> dict[str, Any]:
         material.metrics, material.history, material.index, material.split, material.classes
     )
     progress(3, _PARTS)
-    page["map"] = fieldmap.field_map(material.fields)
+    page["map"] = fieldmap.field_map(material.fields, material.map_about)
     progress(4, _PARTS)
     thumbnails = study.config.report.thumbnails
     page["suspects"] = outliers.suspects(material.outliers, material.index, pictures, thumbnails)

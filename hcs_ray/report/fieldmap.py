@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.maps import MapAbout
 from hcs_ray.palette import (
     OKABE_ITO,
     QUIET_COLOUR,
@@ -54,6 +55,7 @@ class Group:
 class FieldMap:
     """The large map (of ``shown`` fields among ``total``) and the small ones."""
 
+    about: MapAbout
     width: int
     height: int
     shown: int
@@ -63,7 +65,7 @@ class FieldMap:
     small: tuple[Picture, ...]
 
 
-def field_map(fields: pd.DataFrame) -> FieldMap:
+def field_map(fields: pd.DataFrame, about: MapAbout) -> FieldMap:
     """From a table of fields: ``x``, ``y``, ``Metadata_*``, ``side``, ``score`` and ``reason``."""
     table = fields.assign(label=mechanism_labels(fields))
     styles = {
@@ -78,6 +80,7 @@ def field_map(fields: pd.DataFrame) -> FieldMap:
         for row, title in zip(rows, _titles(table.iloc[rows]), strict=True)
     ]
     return FieldMap(
+        about=about,
         width=_WIDTH,
         height=height,
         shown=len(points),
@@ -87,11 +90,11 @@ def field_map(fields: pd.DataFrame) -> FieldMap:
             for name, style in styles.items()
         ),
         points=tuple(sorted(points, key=lambda point: point.group)),
-        small=tuple(_small_maps(table, places)),
+        small=tuple(_small_maps(table, places, f" ({about.mark})" if about.mark else "")),
     )
 
 
-def _small_maps(table: pd.DataFrame, places: Numbers) -> list[Picture]:
+def _small_maps(table: pd.DataFrame, places: Numbers, mark: str) -> list[Picture]:
     batches = ordered_styles(in_order(table[c.BATCH]))
     plates = {
         plate: Style(tone)
@@ -109,16 +112,21 @@ def _small_maps(table: pd.DataFrame, places: Numbers) -> list[Picture]:
     reason = table["reason"].astype(object).where(table["reason"].notna(), NO_REASON).astype(str)
     dose = table[c.CONCENTRATION].where(table[c.CONCENTRATION] > 0).to_numpy(dtype=np.float64)
     return [
-        category_map("Batch", places, list(table[c.BATCH].astype(str)), batches, batches),
+        category_map(f"Batch{mark}", places, list(table[c.BATCH].astype(str)), batches, batches),
         category_map(
-            "Plate: a tone within its batch", places, list(table[c.PLATE].astype(str)), plates, batches
+            f"Plate: a tone within its batch{mark}", places, list(table[c.PLATE].astype(str)), plates, batches
         ),
-        category_map("Side of the split", places, list(table[c.SIDE].astype(str)), sides, _last_first(sides)),
-        value_map("Dose", places, np.log10(dose), "log10 of concentration in µM; grey: control"),
+        category_map(
+            f"Side of the split{mark}", places, list(table[c.SIDE].astype(str)), sides, _last_first(sides)
+        ),
+        value_map(f"Dose{mark}", places, np.log10(dose), "log10 of concentration in µM; grey: control"),
         value_map(
-            "Outlier score", places, table["score"].to_numpy(dtype=np.float64), "higher is more unusual"
+            f"Outlier score{mark}",
+            places,
+            table["score"].to_numpy(dtype=np.float64),
+            "higher is more unusual",
         ),
-        category_map("Outlier reason", places, list(reason), reasons, _last_first(reasons)),
+        category_map(f"Outlier reason{mark}", places, list(reason), reasons, _last_first(reasons)),
     ]
 
 

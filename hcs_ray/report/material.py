@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
-from hcs_ray.maps import X, Y, read_map
+from hcs_ray.maps import MapAbout, X, Y, read_about, read_map
 from hcs_ray.outliers.find import REASON, SCORE, read_outliers
 from hcs_ray.profiles.build import read_evaluation
 from hcs_ray.shards.read import ShardReader
@@ -30,6 +30,7 @@ class Material:
     index: pd.DataFrame
     split: pd.DataFrame
     fields: pd.DataFrame
+    map_about: MapAbout
     embeddings: npt.NDArray[np.float32]
     classes: list[str]
     metrics: dict[str, Any]
@@ -51,6 +52,7 @@ def gather(study: Study) -> Material:
         index=index,
         split=split,
         fields=_joined(index, split, read_map(study), outliers["field"]),
+        map_about=read_about(study),
         embeddings=embeddings,
         classes=[
             str(column).removeprefix(c.PROBABILITY_PREFIX)

@@ -252,9 +252,9 @@ class _Sweep:
                 "model": self.writer.path(f"{folder}/{MODEL_FILE}") if MODEL_FILE in listed else None,
             }
         goal = self.space.sweep.goal
-        summary = {"best": best, "metric": goal.name, "mode": goal.mode, "trials": trials}
+        summary: dict[str, Any] = {"best": best, "metric": goal.name, "mode": goal.mode, "trials": trials}
         if self.space.sweep.objective == "map":
-            summary["uses_labels"] = uses_labels(self.study, table.iloc[0].to_dict(), self.space.sweep)
+            summary["uses_labels"] = uses_labels(self.study, rows_of(table.head(1))[0], self.space.sweep)
         self.writer.write(SWEEP_FILE, (json.dumps(summary, indent=1) + "\n").encode())
 
     def _list(self, file: str) -> bool:

@@ -31,6 +31,7 @@ class Entry:
     epochs: int = 0
     steps: int = 0
     error: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)  # told beside the scores
 
 
 def leaderboard(entries: Sequence[Entry], sweep: SweepConfig) -> pd.DataFrame:
@@ -39,11 +40,14 @@ def leaderboard(entries: Sequence[Entry], sweep: SweepConfig) -> pd.DataFrame:
     Returns:
         ``rank`` (from 1), ``trial``, ``status``, ``score`` (of the first metric), with several metrics a
         column for each and ``front`` (1: no other trial is better in one and as good in all; 2: none but
-        those of front 1; ...), ``epochs``, ``optimizer_steps``, ``error``, and a column a swept key, blank
-        where the key was not active. Trials that failed come after all others, those without a score last.
+        those of front 1; ...), ``epochs``, ``optimizer_steps``, ``error``, a column a swept key, blank where
+        the key was not active, and one a figure that trials tell beside their scores. Trials that failed
+        come after all others, those without a score last.
     """
     rows = [_row(entry, sweep) for entry in entries]
-    table = pd.DataFrame(rows, columns=_columns(sweep))
+    told = dict.fromkeys(name for entry in entries for name in entry.figures)
+    columns = _columns(sweep)
+    table = pd.DataFrame(rows, columns=[*columns, *(name for name in told if name not in columns)])
     table["failed"] = table["status"] == FAILED  # their networks are not handed on
     order = ["score", "trial"]
     ascending = [sweep.goal.mode == "min", True]
@@ -95,6 +99,7 @@ def _columns(sweep: SweepConfig) -> list[str]:
 def _row(entry: Entry, sweep: SweepConfig) -> dict[str, Any]:
     scores = {goal.name: float(entry.scores.get(goal.name, np.nan)) for goal in sweep.metric}
     return {
+        **entry.figures,
         **(scores if len(scores) > 1 else {}),
         **{name: entry.values.get(name) for name in sweep.space},
         "trial": entry.trial,

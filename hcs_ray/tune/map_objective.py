@@ -2,32 +2,38 @@
 
 Nothing else of a layout is an aim by itself, and a layout chosen by labels shows what it was chosen for: the
 figures in `USES_LABELS` are there to look at, and a sweep whose metric is one of them has used every label.
+So has a trial with ``map.supervised``, whatever it is judged by.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
-from hcs_ray.maps import umap_layout
+from hcs_ray.maps import X, Y, laid_out, map_bytes
+from hcs_ray.maps.about import MapAbout
+from hcs_ray.maps.layout import compile_umap
+from hcs_ray.maps.reading import Embeddings
 from hcs_ray.study import Study
-from hcs_ray.tables import Features, read_embeddings
+from hcs_ray.tables import Features
 
 TRUSTWORTHINESS: Final = "trustworthiness"
 NEIGHBOR_RECALL: Final = "neighbor_recall"
 NEIGHBOR_RECALL_CHANCE: Final = "neighbor_recall_chance"
+MOA_SHARE: Final = "moa_neighbor_share"
+MOA_SILHOUETTE: Final = "moa_silhouette"
+BATCH_SHARE: Final = "batch_neighbor_share"
 UNSUPERVISED: Final = (TRUSTWORTHINESS, NEIGHBOR_RECALL, NEIGHBOR_RECALL_CHANCE)
-USES_LABELS: Final = (
-    "moa_neighbor_share",
-    "moa_neighbor_share_chance",
-    "batch_neighbor_share",
-    "batch_neighbor_share_chance",
-)
+USES_LABELS: Final = (MOA_SHARE, f"{MOA_SHARE}_chance", MOA_SILHOUETTE, BATCH_SHARE, f"{BATCH_SHARE}_chance")
+SHOWN: Final = (TRUSTWORTHINESS, NEIGHBOR_RECALL, MOA_SHARE, MOA_SILHOUETTE, BATCH_SHARE)
 METRIC: Final = "cosine"  # of embeddings, whatever map.metric is, so that trials are judged alike
 
 Layout = npt.NDArray[np.floating]
@@ -35,35 +41,56 @@ Neighbors = npt.NDArray[np.intp]
 _FEWEST: Final = 4  # fields; trustworthiness of one neighbour needs as many
 
 
-def evaluate(
-    study: Study, seed: int = 0, *, most_fields: int = 4000, neighbors: int = 15
-) -> dict[str, float]:
-    """Lay out all embeddings of this run by ``map.*`` and judge the layout; `judge` has the figures.
+@dataclass(frozen=True)
+class Judged:
+    """A layout and what it is worth."""
 
-    All fields are on the layout; ``seed`` draws those that are judged, where there are more than
-    ``most_fields``.
+    figures: dict[str, float]
+    table: pd.DataFrame  # of the judged fields, by key: ``Metadata_*``, ``x`` and ``y``
+    about: MapAbout
 
-    The first layout of a process takes some 40 s longer, in which UMAP is compiled.
+    def file(self) -> bytes:
+        """The table as Parquet, with how it was laid out."""
+        return map_bytes(pa.Table.from_pandas(self.table, preserve_index=False), self.about)
+
+
+def evaluate(study: Study, seed: int = 0, *, most_fields: int = 4000, neighbors: int = 15) -> Judged:
+    """Lay out the embeddings of this run by ``map.*`` and judge the layout; `judge` has the figures.
+
+    Of more than ``most_fields`` fields a random sample of so many is judged, the same for a ``seed``: their
+    neighbours are sought among the sample, as ``judged_fields`` says. They lie where `hcs-ray map` puts them:
+    among landmarks, where there are more fields than ``map.landmarks``. ``layout_s`` is what that took,
+    without compiling.
     """
-    fields, features = read_embeddings(study)
-    layout = umap_layout(features, study.config.map)
-    return judge(fields, features, layout, most_fields=most_fields, neighbors=neighbors, seed=seed)
+    # A trial is given one core.
+    config = study.config.map.model_copy(update={"threads": 1})
+    embeddings = Embeddings(study)
+    compile_umap(config.densmap, config.supervised != "none")
+    began = time.monotonic()
+    landmarks, layout = laid_out(embeddings, config)
+    rows = _sample(len(embeddings), most_fields, seed)
+    features = embeddings.features(rows)
+    known = np.isin(rows, landmarks)
+    places = np.empty((len(rows), 2), np.float32)
+    places[known] = layout.places[np.searchsorted(landmarks, rows[known])]
+    if not known.all():
+        places[~known] = layout.place(features[~known])
+    seconds = time.monotonic() - began
+    table = embeddings.rows(rows).assign(**{X: places[:, 0], Y: places[:, 1]})
+    figures = {
+        "fields": float(len(embeddings)), "judged_fields": float(len(rows)),
+        "landmarks": float(len(landmarks)), "neighbors_used": float(layout.neighbors), "layout_s": seconds,
+    }  # fmt: skip
+    figures |= judge(table, features, places, neighbors=neighbors)
+    return Judged(figures, table, MapAbout.of(config, len(embeddings), len(landmarks), layout.neighbors))
 
 
 def judge(
-    fields: pd.DataFrame,
-    features: Features,
-    layout: Layout,
-    *,
-    most_fields: int = 4000,
-    neighbors: int = 15,
-    seed: int = 0,
+    fields: pd.DataFrame, features: Features, layout: Layout, *, neighbors: int = 15
 ) -> dict[str, float]:
     """How well a layout (N, 2) keeps the neighbourhoods of embeddings (N, F), by cosine distance.
 
-    Of more than ``most_fields`` fields a random sample of so many is judged, the same for a ``seed``: their
-    neighbours are sought among the sample, as `judged_fields` says. Of few fields, fewer than half of them
-    are neighbours.
+    Of few fields, fewer than half of them are neighbours.
 
     - ``trustworthiness`` (Venna & Kaski 2001, https://doi.org/10.1007/3-540-44668-0_68): 1 where no field
       has intruders among its neighbours on the map.
@@ -71,22 +98,21 @@ def judge(
       layout drawn by chance.
     - ``moa_neighbor_share``: of the nearest labelled fields of **other compounds** on the map, the share with
       the field's MoA; controls are left out. Uses the labels.
+    - ``moa_silhouette``: mean silhouette (Rousseeuw 1987, https://doi.org/10.1016/0377-0427(87)90125-7) of
+      the labelled fields on the map by MoA, -1 to 1; a compound's own fields count. Uses the labels.
     - ``batch_neighbor_share``: of the nearest negative controls of **other wells** on the map, the share of
       the field's batch. Only controls are asked, since treatments are nested in batches.
-    - ``_chance`` of both: that share among all fields that could have been neighbours.
+    - ``_chance`` of the shares: that share among all fields that could have been neighbours.
 
-    The last two are left out where no field has both its like and another among those it is compared with.
+    Those of labels are left out where there is nothing to tell apart.
 
     Raises:
         InputError: fewer than four fields.
     """
     if len(fields) < _FEWEST:
         raise InputError(f"a map is judged by at least {_FEWEST} fields, and there are {len(fields)}")
-    rows = _sample(len(fields), most_fields, seed)
-    figures = {"fields": float(len(fields)), "judged_fields": float(len(rows))}
-    near = min(neighbors, (len(rows) - 1) // 2)
-    kept = _kept(features[rows], layout[rows], near)
-    return figures | kept | _shares(fields.iloc[rows], layout[rows], neighbors)
+    near = min(neighbors, (len(fields) - 1) // 2)
+    return _kept(features, layout, near) | _shares(fields, layout, neighbors) | _silhouette(fields, layout)
 
 
 def _sample(count: int, most: int, seed: int) -> npt.NDArray[np.intp]:
@@ -116,13 +142,12 @@ def _nearest(points: npt.NDArray[np.floating], near: int, metric: str) -> Neighb
 
 
 def _shares(fields: pd.DataFrame, layout: Layout, near: int) -> dict[str, float]:
-    """The figures that use labels."""
-    treated = ((fields[c.PERT_TYPE] == c.TREATED) & fields[c.MOA].notna()).to_numpy(dtype=bool)
+    """The shares that use labels."""
     controls = (fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL).to_numpy(dtype=bool)
     well = fields[c.PLATE].astype(str) + " " + fields[c.WELL].astype(str)
     asked = {
-        "moa_neighbor_share": (treated, fields[c.MOA], fields[c.COMPOUND]),
-        "batch_neighbor_share": (controls, fields[c.BATCH], well),
+        MOA_SHARE: (_labelled(fields), fields[c.MOA], fields[c.COMPOUND]),
+        BATCH_SHARE: (controls, fields[c.BATCH], well),
     }
     figures: dict[str, float] = {}
     for name, (rows, label, apart) in asked.items():
@@ -130,6 +155,22 @@ def _shares(fields: pd.DataFrame, layout: Layout, near: int) -> dict[str, float]
         if found is not None:
             figures |= {name: found[0], f"{name}_chance": found[1]}
     return figures
+
+
+def _silhouette(fields: pd.DataFrame, layout: Layout) -> dict[str, float]:
+    """Of labelled fields; none where they are of one MoA, or each of its own."""
+    from sklearn.metrics import silhouette_score
+
+    labelled = _labelled(fields)
+    moas = _codes(fields[c.MOA][labelled])
+    if not 2 <= len(set(moas)) < len(moas):
+        return {}
+    return {MOA_SILHOUETTE: float(silhouette_score(layout[labelled], moas))}
+
+
+def _labelled(fields: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    known = (fields[c.PERT_TYPE] == c.TREATED) & fields[c.MOA].notna()
+    return known.to_numpy(dtype=bool)
 
 
 def _codes(column: pd.Series) -> npt.NDArray[np.intp]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -12,15 +12,16 @@ from rich.table import Table
 _ROWS: Final = 20
 
 
-def show(table: pd.DataFrame, swept: list[str], metrics: list[str]) -> None:
+def show(table: pd.DataFrame, swept: list[str], metrics: list[str], told: Sequence[str] = ()) -> None:
     """Print the best trials on standard error; swept keys by their last part, where that is clear.
 
     Args:
         table: `hcs_ray.tune.board.leaderboard`.
         swept: its columns of swept keys.
         metrics: names of the metrics, the first one that of ``score``.
+        told: its columns of other figures to show.
     """
-    others = metrics if len(metrics) > 1 else ["score"]
+    others = [*(metrics if len(metrics) > 1 else ["score"]), *told]
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("rank", "trial", *others, "epochs", "status", *map(_last_part(swept), swept)):
         shown.add_column(name, overflow="fold")

@@ -41,6 +41,8 @@ EPOCHS_FILE: Final = "epochs.json"  # what a training has told: a row an epoch
 VALUES_FILE: Final = "values.json"
 ENDED_FILE: Final = "ended.json"  # the training has come to its end and written what it leaves
 ERROR_FILE: Final = "error.txt"
+MAP_FILE: Final = "map.parquet"  # of a layout: the judged fields in their places
+FIGURES: Final = "figures"  # of a result: what is shown beside the scores
 _START: Final = "start"  # the checkpoint that an exploiting training begins from
 FINISHED: Final = "finished"  # of a result: the trial came to its own end (Tune's ``done`` also when stopped)
 _POLL_SECONDS: Final = 0.3
@@ -294,10 +296,13 @@ class MapTrial(ray.tune.Trainable):
         storage.delete(f"{folder}/{ERROR_FILE}")
         study = replace(self._work.study, config=self._work.space.study_config(self._values))
         with _noting(self._work, name):
-            figures = map_objective.evaluate(study, self._work.space.sweep.seed)
-        rows = [{"epoch": 0.0, "optimizer_steps": 0.0, **figures}]
+            found = map_objective.evaluate(study, self._work.space.sweep.seed)
+            rows = [{"epoch": 0.0, "optimizer_steps": 0.0, **found.figures}]
+            scores = judged(rows, self._work.space)
+        storage.write(f"{folder}/{MAP_FILE}", found.file())
         storage.write(f"{folder}/{EPOCHS_FILE}", json.dumps(rows).encode())
-        return {**judged(rows, self._work.space), "folder": folder, FINISHED: True, "done": True}
+        shown = {name: found.figures[name] for name in map_objective.SHOWN if name in found.figures}
+        return {**scores, FIGURES: shown, "folder": folder, FINISHED: True, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> Row:
         return {"values": self._values}

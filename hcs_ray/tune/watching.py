@@ -16,7 +16,7 @@ import ray.tune
 
 from hcs_ray.contracts import Progress
 from hcs_ray.tune.board import ENDED, FAILED, RUNNING, STOPPED, Entry, leaderboard
-from hcs_ray.tune.trials import ERROR_FILE, FINISHED, Work, trial_name
+from hcs_ray.tune.trials import ERROR_FILE, FIGURES, FINISHED, Work, trial_name
 
 LEADERBOARD: Final = "leaderboard.parquet"
 _SECONDS: Final = 1.0  # between two writings of the leaderboard
@@ -116,6 +116,7 @@ class Watcher:
             epochs=int(result.get("epochs", 0)),
             steps=int(result.get("optimizer_steps", 0)),
             error=self._error(name) if status == FAILED else None,
+            figures=result.get(FIGURES, {}),
         )
 
     def _error(self, trial: str) -> str:
