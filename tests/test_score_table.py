@@ -70,7 +70,8 @@ def test_the_command_prints_json_alone(published: Path) -> None:
     done = hcs_ray(
         "score", published / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz",
         "--plate", "Image_Metadata_Plate", "--well", "Image_Metadata_Well",
-        "--moa-table", published / "BBBC021_v1_moa.csv", "--image-table", published / "BBBC021_v1_image.csv.gz", "--normalize", "standardize",
+        "--moa-table", published / "BBBC021_v1_moa.csv",
+        "--image-table", published / "BBBC021_v1_image.csv.gz", "--normalize", "standardize",
         "--aggregate", "mean", "--distance", "correlation", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
