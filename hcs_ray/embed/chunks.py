@@ -80,7 +80,7 @@ def inspect_chunk(data: bytes, chunk: Chunk, digest: str) -> ChunkFile | None:
     except (pa.ArrowException, OSError):
         return None
     about = file.schema_arrow.metadata or {}
-    if about.get(_CLAIM) != digest.encode():
+    if about.get(_CLAIM) != digest.encode() or NETWORK not in about:
         return None
     unreadable = tuple(Unreadable(*row) for row in json.loads(about.get(_UNREADABLE, b"[]")))
     if file.metadata.num_rows + len(unreadable) != chunk[1] - chunk[0] + 1:

@@ -29,11 +29,14 @@ from hcs_ray.config import StudyConfig
 from hcs_ray.contracts import Progress
 from hcs_ray.export.sources import Sources, stacked, wide
 from hcs_ray.profiles.aggregate import to_wells
+from hcs_ray.profiles.normalize import normalize
+from hcs_ray.profiles.stream import stream_wells
 from hcs_ray.stage import StageWriter, parquet_bytes
 from hcs_ray.tables import Features, read_index, read_unreadable
 
 _WRITERS: Final = 8
-_BY_CONTROLS: Final = frozenset({"center", "standardize", "mad_robustize"})  # of each plate
+# Of each plate, feature by feature.
+_BY_CONTROLS: Final = frozenset({"center", "center_scale", "standardize", "mad_robustize"})
 
 
 class _Table(NamedTuple):
@@ -136,7 +139,7 @@ def _write_profiles(sources: Sources, writer: StageWriter, layout: _Layout) -> N
     record, folder = study.require("profile"), study.place("profile").folder
     method = str(record.config["profile"]["normalization"])
     wells = _Table(*stacked(record.read_table(study.storage, f"{folder}/well.parquet")))
-    names = _names(sources, wells.features)
+    names = _names(sources, method, wells)
     suffix = "normalized_negcon" if method in _BY_CONTROLS else f"normalized_{c.safe_name(method)}"
     for _, rows in wells.meta.groupby(c.PLATE, sort=True).indices.items() if method != "none" else ():
         meta = wells.meta.iloc[rows].reset_index(drop=True)
@@ -153,12 +156,21 @@ def _metadata(meta: pd.DataFrame) -> pd.DataFrame:
     return meta[c.metadata_columns(meta)]
 
 
-def _names(sources: Sources, features: Features) -> list[str]:
-    """Names of a profile's features; those of the embedding where normalisation has dropped none."""
-    known = sources.features
-    if features.shape[1] == len(known):
+def _names(sources: Sources, method: str, wells: _Table) -> list[str]:
+    """Names of the profiles' features: the embedding's where they are the same, each by itself rescaled.
+
+    Where features without spread were dropped, their names are found by normalising the wells once more.
+    """
+    known, count = sources.features, wells.features.shape[1]
+    if method in (*_BY_CONTROLS, "none") and count == len(known):
         return known
-    return [f"Normalized_{number:04d}" for number in range(features.shape[1])]
+    if method in _BY_CONTROLS:
+        study = sources.study
+        again = normalize(*stream_wells(study, study.config.profile.well_aggregate), method)  # type: ignore[arg-type]
+        names = [name for name, kept in zip(known, again.kept, strict=True) if kept]
+        if again.features.shape == wells.features.shape and np.allclose(again.features, wells.features, 1e-4):
+            return names
+    return [f"Normalized_{number:04d}" for number in range(count)]
 
 
 def _only_source(meta: pd.DataFrame) -> str:

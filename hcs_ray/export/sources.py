@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.contracts import InputError
 from hcs_ray.stage import StageRecord
 from hcs_ray.study import Study
 from hcs_ray.tables import FEATURES_FILE, Features, embedding_chunks
@@ -31,8 +32,13 @@ class Sources:
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """``features.json`` of the embeddings."""
+        """``features.json`` of the embeddings; `InputError` where an older version made them, without it."""
         path = f"{self.study.place('embed').folder}/{FEATURES_FILE}"
+        if path not in self.embed.outputs:
+            raise InputError(
+                f"{self.study.storage.url}: embed {self.study.name} was made by an older version, without "
+                f"{FEATURES_FILE}; make it again with hcs-ray embed --force"
+            )
         found: dict[str, Any] = self.embed.read_json(self.study.storage, path)
         return found
 
