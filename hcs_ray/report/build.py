@@ -10,7 +10,7 @@ from typing import Any
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import Progress
-from hcs_ray.report import answers, fieldmap, lineage, outliers, plates, scores, screen
+from hcs_ray.report import answers, fieldmap, lineage, outliers, plates, scores, screen, tracks
 from hcs_ray.report.figures import by_plate
 from hcs_ray.report.material import Material, gather
 from hcs_ray.report.pictures import FieldPictures, channel_colours
@@ -40,6 +40,7 @@ def context(study: Study, progress: Progress) -> dict[str, Any]:
     pictures = FieldPictures(material.reader, material.index)
     progress(1, _PARTS)
     page = {"study": study, "sides": SIDES, **answer_sections(material.evaluation)}
+    page["folds"] = tracks.folds(material.folds)
     page |= screen_sections(material, pictures)
     progress(2, _PARTS)
     page["training"] = training(
@@ -80,6 +81,12 @@ def answer_sections(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "overall": answers.overall_answers(evaluation),
         "gauge": answers.batch_gauge(evaluation),
         "summary": answers.summary(held_out),
+        "track": evaluation["track"],
+        "leaked": tracks.leaked_compounds(evaluation["track"]),
+        "beside": tracks.side_by_side(evaluation),
+        "calibration": tracks.calibration_figures(evaluation["classification"])
+        if evaluation["classification"]
+        else {},
         "queries": queries,
         "mechanisms": scores.mechanisms(queries),
         "confusions": scores.confusions(evaluation["classification"]),

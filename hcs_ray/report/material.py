@@ -14,6 +14,7 @@ from hcs_ray import contracts as c
 from hcs_ray.maps import MapAbout, X, Y, read_about, read_map
 from hcs_ray.outliers.find import REASON, SCORE, read_outliers
 from hcs_ray.profiles.build import read_evaluation
+from hcs_ray.profiles.fold_stage import has_folds, read_folds
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study
 from hcs_ray.tables import read_embeddings, read_index, read_split
@@ -36,6 +37,7 @@ class Material:
     metrics: dict[str, Any]
     history: pd.DataFrame
     evaluation: dict[str, Any]
+    folds: dict[str, Any] | None
     outliers: dict[str, pd.DataFrame]
 
 
@@ -62,6 +64,7 @@ def gather(study: Study) -> Material:
         metrics=train.read_json(storage, f"runs/{name}/metrics.json"),
         history=pd.read_csv(io.BytesIO(history)),
         evaluation=read_evaluation(study),
+        folds=read_folds(study) if has_folds(study) else None,
         outliers=outliers,
     )
 
