@@ -50,7 +50,8 @@ from hcs_ray.profiles.batch_gauges import (
     predictability,
     week_predictability,
 )
-from hcs_ray.profiles.compare import read_comparison
+from hcs_ray.profiles.build import profile
+from hcs_ray.profiles.compare import compare, read_comparison
 from hcs_ray.profiles.compare_picture import picture
 from hcs_ray.profiles.controls import is_control
 from hcs_ray.profiles.normalize import METHODS, normalize
@@ -59,7 +60,7 @@ from hcs_ray.study import open_study
 from tests.command import hcs_ray, refused
 from tests.drawn_wells import drawn_wells
 from tests.ljosa import bbbc021_wells, cellprofiler_wells
-from tests.report_study import make_study
+from tests.report_study import make_study, quiet
 
 QUICK = ProfileConfig(resamples=200)
 
@@ -376,9 +377,9 @@ def test_it_is_complete_whatever_normalisation_is_configured(study: Path) -> Non
 def test_its_files_are_verified_and_survive_new_profiles(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study, tmp_path / "study")
     before = (tmp_path / "study/profiles/main/comparison.json").read_bytes()
-    hcs_ray("profile", tmp_path / "study", "--force")
+    profile(open_study(str(tmp_path / "study")), quiet, force=True)
     assert (tmp_path / "study/profiles/main/comparison.json").read_bytes() == before
-    hcs_ray("profile", tmp_path / "study", "--compare", "--force")
+    compare(open_study(str(tmp_path / "study")), quiet, force=True)
     assert (tmp_path / "study/profiles/main/comparison.json").read_bytes() == before
     assert (tmp_path / "study/profiles/main/well.parquet").exists()
     (tmp_path / "study/profiles/main/comparison.svg").write_text("drawn by somebody else")
