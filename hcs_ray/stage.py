@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +31,8 @@ from hcs_ray.storage import Storage
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+COMMANDS: Final = {"folds": "profile --folds", "compare": "profile --compare"}  # where not the stage's name
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class StageRecord(BaseModel):
         if not self.outputs[path].matches([data]):
             raise HcsError(
                 f"{storage.url}/{path} is damaged: it does not match {self.stage}'s stage record; "
-                f"make it again with hcs-ray {self.stage} --force"
+                f"make it again with hcs-ray {COMMANDS.get(self.stage, self.stage)} --force"
             )
         return data
 

@@ -12,6 +12,7 @@ from typing import Final
 from hcs_ray.config import LEAVE_OUT, StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
 from hcs_ray.contracts import InputError
 from hcs_ray.stage import (
+    COMMANDS,
     Claim,
     Place,
     StageRecord,
@@ -75,10 +76,6 @@ EXTRAS: Mapping[str, StageSpec] = {
         reported=False,
     ),
 }
-_COMMANDS: Final = {
-    "folds": "profile --folds",
-    "compare": "profile --compare",
-}  # where it is not the stage's name
 
 
 @dataclass(frozen=True)
@@ -144,12 +141,12 @@ class Study:
         if record is None:
             raise InputError(
                 f"{self.storage.url}: {stage} {place.name} is not complete; "
-                f"run hcs-ray {_COMMANDS.get(stage, stage)} first"
+                f"run hcs-ray {COMMANDS.get(stage, stage)} first"
             )
         if missing := record.missing(self.storage, place):
             raise InputError(
                 f"{self.storage.url}/{missing[0]} is missing or has another size; "
-                f"run hcs-ray {_COMMANDS.get(stage, stage)} again"
+                f"run hcs-ray {COMMANDS.get(stage, stage)} again"
             )
         raw = {path: digest for path, digest in record.inputs.items() if not path.endswith("_stage.json")}
         source = replace(self, run=record.config.get("run")) if stage == "embed" else self
@@ -157,7 +154,7 @@ class Study:
         if changes := source.claim(stage, raw, known).changes_since(record.claim):
             raise InputError(
                 f"{stage} {place.name} is {stale_message(place, changes)} "
-                f"(hcs-ray {_COMMANDS.get(stage, stage)} --force)"
+                f"(hcs-ray {COMMANDS.get(stage, stage)} --force)"
             )
         known[stage] = record
         return record
