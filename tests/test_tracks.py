@@ -71,9 +71,9 @@ def test_what_trained_or_validated_has_leaked(tmp_path: Path) -> None:
     assert set(found.used) == compounds(study, c.TRAIN, c.VALIDATION)
     trained = compounds(study, c.TRAIN)
     assert {name: why for name, why in found.used.items() if name in trained} == dict.fromkeys(
-        sorted(trained), "trained train main"
+        sorted(trained), "in training, by train main"
     )
-    assert set(found.used.values()) == {"trained train main", "validated train main"}
+    assert set(found.used.values()) == {"in training, by train main", "in validation, by train main"}
     assert found.notes == ()
 
 
@@ -106,7 +106,10 @@ def test_an_ancestor_s_labels_have_leaked_too_and_are_told_with_their_way(tmp_pa
     only_first = compounds(first, c.TRAIN) - compounds(second, c.TRAIN, c.VALIDATION)
     only_first -= compounds(third, c.TRAIN, c.VALIDATION)
     for name in only_first:
-        assert found.used[name] == "trained train main; train second of train third began from its weights"
+        assert (
+            found.used[name]
+            == "in training, by train main; train second of train third began from its weights"
+        )
 
 
 def test_a_copied_network_is_known_by_its_content_and_one_of_another_study_by_its_place(
@@ -165,7 +168,7 @@ def test_a_sweep_leaks_those_that_its_metric_ranked_by(tmp_path: Path) -> None:
         scored_study.sweep(study, {"metric": metric})
         found = provenance(embedded(study, "sweep:main/t0000"))
         assert set(found.used) - {"DMSO"} == compounds(study, *sides)
-    assert "tune main ranked its trials by test_balanced_accuracy" in found.used.values()
+    assert "in a choice, as tune main ranked its trials by test_balanced_accuracy" in found.used.values()
 
 
 def test_a_network_that_began_from_a_sweep_s_trial_has_used_what_ranked_the_trials(tmp_path: Path) -> None:
@@ -175,9 +178,8 @@ def test_a_network_that_began_from_a_sweep_s_trial_has_used_what_ranked_the_tria
     scored_study.train(later)
     found = provenance(embedded(later))
     assert set(found.used) - {"DMSO"} == compounds(study, c.TRAIN, c.VALIDATION, c.TEST)
-    assert "tune main ranked its trials by test_balanced_accuracy; train later began from its weights" in set(
-        found.used.values()
-    )
+    way = "tune main ranked its trials by test_balanced_accuracy; train later began from its weights"
+    assert f"in a choice, as {way}" in found.used.values()
 
 
 def test_a_split_that_was_made_anew_cannot_vouch_for_its_network(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ _TITLES: Final[Mapping[Track, str]] = {
     "not known": "not known: profiles of another's making; which labels their network has used is not in the "
     "table",
 }
-_REASONS: Final = {c.TRAIN: "trained {}", c.VALIDATION: "validated {}"}
+_REASONS: Final = {c.TRAIN: "in training, by {}", c.VALIDATION: "in validation, by {}"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _of_network(study: Study, record: StageRecord, behind: tuple[str, ...], seen
         )
     tested = [goal.name for goal in _metrics(record) if "test" in goal.name]
     if tested:
-        why = f"{here} ranked its trials by {tested[0]}{through}"
+        why = f"in a choice, as {here} ranked its trials by {tested[0]}{through}"
         found = found.and_also(_Found({name: why for name, side in sides.items() if side == c.TEST}))
     return found.and_also(_of_weights(study, record, seen, (here, *behind)))
 

@@ -96,10 +96,14 @@ def folds(found: Mapping[str, Any] | None) -> Folds | None:
         sweep=found["sweep"],
         title=found["track"]["title"],
         leaked=leaked_compounds(found["track"]),
-        rules={name: str(words) for name, words in first["rules"].items()} if first else {},
+        rules={name: _words(rule) for name, rule in first["rules"].items()} if first else {},
         headline=headline_setting(found) is not None,
         settings=settings,
     )
+
+
+def _words(rule: Any) -> str:
+    return (", ".join(map(str, rule)) or "none") if isinstance(rule, list) else str(rule)
 
 
 def _lost(excluded: Mapping[str, Any]) -> str:
