@@ -20,7 +20,7 @@ from hcs_ray import contracts as c
 from hcs_ray.config import canonical_digest
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.embed.chunks import NETWORK, Chunk, ChunkFile, Unreadable, inspect_chunk
-from hcs_ray.embed.distribute import distribute
+from hcs_ray.embed.distribute import Maker, distribute, make_embedder
 from hcs_ray.embed.index import IndexReader, check_index
 from hcs_ray.stage import StageWriter, parquet_bytes
 from hcs_ray.study import Study
@@ -43,10 +43,13 @@ _UNREADABLE_SCHEMA: Final = pa.schema(
 )
 
 
-def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
+def embed(
+    study: Study, progress: Progress, force: bool = False, make: Maker = make_embedder
+) -> dict[str, Any]:
     """Write ``embeddings/NAME/``; chunks that a killed run has written are kept.
 
-    The network is that of this run, or the one that `Study.run` names.
+    The network is that of this run, or the one that `Study.run` names. ``make`` makes what writes chunks, in
+    each actor.
 
     Returns:
         How many fields and files there are, and how many were left out as unreadable.
@@ -66,8 +69,13 @@ def embed(study: Study, progress: Progress, force: bool = False) -> dict[str, An
         check_index(study)
         digest = canonical_digest(claim.model_dump(mode="json"))
         found = dict(_sound(study, chunks, digest))
-        _make(study, [chunk for chunk in chunks if chunk not in found], fields, digest, progress)
-        found |= _sound(study, [chunk for chunk in chunks if chunk not in found], digest)
+        missing = [chunk for chunk in chunks if chunk not in found]
+        done = fields - sum(last - first + 1 for first, last in missing)
+        progress(done, fields)
+        for first, last in distribute(study, missing, digest, make):
+            done += last - first + 1
+            progress(done, fields)
+        found |= _sound(study, missing, digest)
         if lost := [chunk for chunk in chunks if chunk not in found]:
             raise HcsError(
                 f"{study.storage.url}/{writer.path(chunk_file(*lost[0]))} has changed since it was written; "
@@ -105,14 +113,6 @@ def _sound(study: Study, chunks: list[Chunk], digest: str) -> Iterator[tuple[Chu
         for chunk, file in zip(present, pool.map(look, present), strict=True):
             if file is not None and (partial or not file.unreadable):
                 yield chunk, file
-
-
-def _make(study: Study, missing: list[Chunk], fields: int, digest: str, progress: Progress) -> None:
-    done = fields - sum(last - first + 1 for first, last in missing)
-    progress(done, fields)
-    for first, last in distribute(study, missing, digest):
-        done += last - first + 1
-        progress(done, fields)
 
 
 def _list_outputs(study: Study, writer: StageWriter, files: dict[Chunk, ChunkFile]) -> None:

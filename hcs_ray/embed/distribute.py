@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from hcs_ray.embed.actor import Embedder
 
 
-class Maker(Protocol):
-    """What makes an embedder, in the actor's process."""
+class Writes(Protocol):
+    """Writes the file of a chunk; see `Embedder.write`."""
 
-    def __call__(self, study: Study, digest: str) -> Embedder: ...
+    def write(self, first: int, last: int) -> None: ...
+
+
+class Maker(Protocol):
+    """Makes what writes chunks, in the actor's process."""
+
+    def __call__(self, study: Study, digest: str) -> Writes: ...
 
 
 def make_embedder(study: Study, digest: str) -> Embedder:
@@ -81,7 +87,7 @@ class _Actor:
 
     def __init__(self, study: Study, digest: str, make: Maker) -> None:
         self._study, self._digest, self._make = study, digest, make
-        self._embedder: Embedder | None = None
+        self._embedder: Writes | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         first, last = int(batch["first"][0]), int(batch["last"][0])
