@@ -71,11 +71,16 @@ def sweep(study: Study, told: Mapping[str, Any]) -> str:
 
 
 def embed(
-    study: Study, features: Float64, probabilities: Mapping[str, Float64], run: str | None = None
+    study: Study,
+    features: Float64,
+    probabilities: Mapping[str, Float64],
+    run: str | None = None,
+    kept: pd.Series[bool] | None = None,
 ) -> Study:
-    """Embeddings (N, F) of the index's rows, and what the MoA head says of them by class."""
+    """Embeddings (N, F) of the index's rows, or of those ``kept``, and what the MoA head says of them."""
     source = replace(study, run=run)
     index = study.require("shard").read_table(study.storage, "shards/index.parquet")
+    index = index if kept is None else index[kept]
     table = pa.Table.from_pandas(index[[c.KEY, *c.metadata_columns(index)]], preserve_index=False)
     flat = pa.array(features.astype(np.float32).ravel())
     table = table.append_column(c.EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, features.shape[1]))

@@ -202,6 +202,24 @@ def test_tables_and_headline_do_without_them_where_they_are_told_to(tmp_path: Pa
     assert "a0" in set(pd.read_parquet(tmp_path / "plain/profiles/main/well.parquet")[c.COMPOUND])
 
 
+def test_treatments_that_were_not_embedded_are_told(tmp_path: Path) -> None:
+    index = drawn_index()
+    study = scored_study.make_study(
+        tmp_path, index, {"profile": {"normalization": "center", "resamples": 20}}
+    )
+    scored_study.train(study)
+    there = (index[c.COMPOUND] != "b1") & (index[c.KEY] != index[c.KEY].iloc[0])
+    random = np.random.default_rng(0)
+    chances = random.dirichlet((1, 1, 1), int(there.sum()))
+    says = {name: chances[:, number] for number, name in enumerate(MOAS)}
+    scored_study.embed(study, random.normal(size=(len(chances), 5)), says, kept=there)
+    profile(study, quiet)
+    found = read_evaluation(study)
+    assert found["not_embedded"] == {"fields": 5, "treatments": ["b1@1"]}
+    told = headline(found)["not embedded"]
+    assert told["text"] == "5 fields; labelled treatments without any, in no denominator: 1"
+
+
 def test_a_plate_that_loses_its_controls_cannot_be_scored_and_says_so(tmp_path: Path) -> None:
     index = drawn_index()
     lost = (index[c.PLATE] == "W1P0") & (index[c.PERT_TYPE] == c.NEGATIVE_CONTROL)

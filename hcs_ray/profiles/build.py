@@ -56,6 +56,7 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
             **_headlined(config, whole, kept),
             "classification": fields.classified(config, kept=False),
             "excluded": kept.told(config, whole, fields),
+            "not_embedded": _not_embedded(study, wells.meta, fields.total),
             "normalization": {
                 "method": config.normalization,
                 "features_kept": wells.features_kept,
@@ -98,6 +99,12 @@ def headline(evaluation: dict[str, Any]) -> dict[str, Any]:
             "text": f"{hits_text(score)}; {score['leaked']} have leaked: no headline"
             if score["leaked"]
             else hits_text(score)
+        }
+    if evaluation["not_embedded"]["fields"]:
+        lost = evaluation["not_embedded"]["treatments"]
+        figures["not embedded"] = {
+            "text": f"{evaluation['not_embedded']['fields']} fields; "
+            f"labelled treatments without any, in no denominator: {len(lost)}"
         }
     figures |= _excluded_line(evaluation["excluded"])
     if evaluation["classification"]:
@@ -262,6 +269,17 @@ def all_figures(whole: Evaluation) -> dict[str, Any]:
     for found in scores.values():
         del found["queries"]
     return {**scores, **whole.gauge.to_dict()}
+
+
+def _not_embedded(study: Study, wells: pd.DataFrame, fields: int) -> dict[str, Any]:
+    """Fields of the index that have no embedding (`embed.on_error`), and labelled treatments without any.
+
+    Such treatments are in no denominator: no profile of theirs was made.
+    """
+    index = read_index(study, [c.TREATMENT, c.MOA, c.PERT_TYPE])
+    asked = index.loc[index[c.MOA].notna() & (index[c.PERT_TYPE] == c.TREATED), c.TREATMENT]
+    lost = set(asked) - set(wells.loc[wells[c.PERT_TYPE] == c.TREATED, c.TREATMENT])
+    return {"fields": len(index) - fields, "treatments": sorted(map(str, lost))}
 
 
 def _labelled(study: Study) -> set[str]:

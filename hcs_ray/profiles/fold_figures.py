@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
 
 from hcs_ray.config import StudyConfig
-from hcs_ray.contracts import MOA, TREATMENT
+from hcs_ray.contracts import COMPOUND, MOA, TREATMENT
 from hcs_ray.profiles.classify import PREDICTED, Classification
 from hcs_ray.profiles.exclusions import LOST
 from hcs_ray.profiles.neighbours import CORRECT, DROPPED, Guard
@@ -55,7 +55,7 @@ class Outcome:
             "folds": {"expected": expected, "evaluated": self.evaluated, "missing": dict(self.missing)},
             **self._scores(self.queries, settings),
             "without_excluded": self._scores(self.kept, settings) if self.kept else None,
-            "moa_head": _head_figures(self.queries["NSC"], self.head),
+            "moa_head": _head_figures(self.queries["NSC"], self.head, self.used),
             "rules": {**rules(self.config), **self.rules},
         }
 
@@ -82,21 +82,33 @@ def _scored(score: Score) -> dict[str, Any]:
     return figures
 
 
-def _head_figures(queries: pd.DataFrame, head: Classification | None) -> dict[str, Any]:
-    """Hits of the heads among all treatments of trained MoAs; those of missing folds count as wrong."""
+def _head_figures(
+    queries: pd.DataFrame, head: Classification | None, used: Collection[str]
+) -> dict[str, Any]:
+    """Hits of the heads among all treatments of trained MoAs; those of missing folds count as wrong.
+
+    ``held_out`` are those of compounds that have not leaked, usually all.
+    """
     judged = queries[~queries[UNTRAINED]]
-    correct, details = 0, None
+    right, details = set[str](), None
     if head is not None:
-        correct = int((head.treatments[PREDICTED] == head.treatments[MOA]).sum())
+        right = set(head.treatments.loc[head.treatments[PREDICTED] == head.treatments[MOA], TREATMENT])
         details = {k: v for k, v in head.to_dict().items() if k != "predictions"}
+    hits = judged[TREATMENT].isin(right)
+    held_out = ~judged[COMPOUND].isin(list(used))
     return {
-        "correct": correct,
-        "total": len(judged),
-        "accuracy": correct / len(judged) if len(judged) else None,
+        **_share(hits),
+        "held_out": _share(hits[held_out]),
+        LEAKED: int((~held_out).sum()),
         "missing_counted_as_wrong": int(judged[MISSING].notna().sum()),
         "dropped": dict.fromkeys(queries.loc[queries[UNTRAINED], TREATMENT], UNTRAINED_REASON),
         "of_evaluated_folds": details,
     }
+
+
+def _share(hits: pd.Series[bool]) -> dict[str, Any]:
+    correct, total = int(hits.sum()), len(hits)
+    return {"correct": correct, "total": total, "accuracy": correct / total if total else None}
 
 
 def rules(config: StudyConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ It can be done again with another normalisation or distance: the networks stay a
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,6 @@ from hcs_ray.profiles.folds import Fold, evaluate
 from hcs_ray.profiles.tracks import Provenance, provenance_of_folds
 from hcs_ray.stage import StageRecord, read_record, record_digest
 from hcs_ray.study import Study
-from hcs_ray.tables import read_index
 
 FOLDS_FILE: Final = "folds.json"
 TREATMENTS_FILE: Final = "folds.parquet"
@@ -111,7 +111,7 @@ def _setting_figures(setting: Mapping[str, Any], name: str) -> dict[str, Any]:
     if setting["without_excluded"]:
         figures[f"{name}without excluded fields"] = {"text": without_text(setting["without_excluded"])}
     head = setting["moa_head"]
-    figures[f"{name}MoA by the networks"] = {"text": hits_text(head)}
+    figures[f"{name}MoA by the networks"] = {"text": hits_text(head["held_out"])}
     missing = setting["folds"]["missing"]
     if missing:
         first, why = next(iter(missing.items()))
@@ -213,9 +213,16 @@ def _told(
 
 
 def exclusions(study: Study) -> Exclusions:
-    """The fields that ``profile.exclude`` names, from the flags of the index."""
-    index = read_index(study)
-    return flagged(index, flag_columns(index.columns, study.config.profile.exclude))
+    """The fields that ``profile.exclude`` names, from the flags of the index.
+
+    Flags are the one source so far; labels of people are to be joined here (`Exclusions.join`).
+    """
+    import pyarrow.parquet as pq
+
+    path = "shards/index.parquet"
+    data = study.require("shard").read(study.storage, path)
+    columns = flag_columns(pq.read_schema(io.BytesIO(data)).names, study.config.profile.exclude)
+    return flagged(pd.read_parquet(io.BytesIO(data), columns=[c.KEY, *columns]), columns)
 
 
 def _settings(study: Study, record: StageRecord) -> list[Setting]:

@@ -136,7 +136,7 @@ def _setting(found: Mapping[str, Any]) -> Setting:
             for guard in _GUARDS
         ),
         gauge=batch_gauge(found),
-        head=hits_text(found["moa_head"]),
+        head=hits_text(found["moa_head"]["held_out"]),
         figures=_head_figures(found["moa_head"]["of_evaluated_folds"]),
         without=_row("without excluded fields", without) if without else None,
         missing=found["folds"]["missing"],
