@@ -394,9 +394,18 @@ def test_its_files_are_verified_and_survive_new_profiles(study: Path, tmp_path: 
 
 @pytest.mark.soak
 def test_the_rule_chooses_well_on_the_published_profiles(shared: Path) -> None:
-    """Of controls and replicates alone: sphering, with the most NSC (94/103) and NSCB (68/92) of all."""
+    """Of controls and replicates alone: sphering, with the most NSC (94/103) and NSCB (68/92) of all.
+
+    Prints the table of docs/profiles.md (``-s``).
+    """
     meta, features = cellprofiler_wells(shared, bbbc021_wells(shared))
     result = bake_off(meta, features, ProfileConfig())
+    print("\n| | mAP | null | week | plate | LISI | same week | NSC | NSCB |\n" + "|---" * 9 + "|")
+    for row in rows_of(result.table):
+        gauges = f"{row[REPLICATE_MAP]:.3f} | {row['position_map_normalized']:.3f} | {row[WEEK_EXCESS]:+.2f}"
+        rest = f"{row['plate_excess']:+.2f} | {row['lisi_weeks']:.1f} | {row['same_week_share']:.0%}"
+        hits = f"{row['nsc_correct']} | {row['nscb_correct']}"
+        print(f"| {row[METHOD]} | {gauges} | {rest} | {hits} |")
     assert result.chosen == "sphere"
     chosen = _by_method(result.table)["sphere"]
     assert (chosen["nsc_correct"], chosen["nscb_correct"]) == (94, 68)

@@ -58,14 +58,15 @@ class Design:
         columns = [TREATMENT, PLATE, WELL, BATCH]
         require_columns(meta, columns)
         table = meta[columns].astype(str).reset_index(drop=True)
-        positives = _pairs(table, [TREATMENT], [PLATE])
-        negatives = _pairs(table, [BATCH], [TREATMENT])
+        codes = table.apply(lambda column: pd.factorize(column)[0])  # quicker to compare than names
+        positives = _pairs(codes, [TREATMENT], [PLATE])
+        negatives = _pairs(codes, [BATCH], [TREATMENT])
         if not len(positives) or not len(negatives):
             lack = "treatment has wells on two plates" if not len(positives) else "week has two treatments"
             raise InputError(f"no {lack}: whether replicates find one another cannot be told")
         random = np.random.default_rng(seed)
         drawn = np.sort(random.permutation(len(table))[:_MOST_OF_NULL])
-        some = table.iloc[drawn]
+        some = codes.iloc[drawn]
         return cls(
             table,
             positives,

@@ -53,10 +53,13 @@ def wells_of(
     wells = pd.concat([meta[columns] for meta, _ in blocks], ignore_index=True)
     if wells.duplicated([PLATE, WELL]).any():
         raise HcsError("the fields of a well lie apart: the embeddings are not in the order of keys")
+    features = np.concatenate([values for _, values in blocks])
+    del blocks  # as large as all wells
     order = wells.sort_values([PLATE, WELL]).index.to_numpy()
     order = order[wells[FIELDS].to_numpy()[order] >= minimum]
-    features = np.concatenate([values for _, values in blocks])
-    return wells.iloc[order].reset_index(drop=True), features[order]
+    if not np.array_equal(order, np.arange(len(wells))):
+        wells, features = wells.iloc[order].reset_index(drop=True), features[order]
+    return wells, features
 
 
 def _whole_wells(chunks: Iterable[Chunk], keep: Keep | None) -> Iterator[Chunk]:
