@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -45,14 +45,26 @@ def find_neighbours(
     no candidate. InputError: no label at all, negative controls, a repeated treatment, a profile without
     direction, a treatment without batch.
     """
+    return find_all(meta, features, (guard,), metric)[guard]
+
+
+def find_all(
+    meta: pd.DataFrame, features: Floats, guards: Sequence[Guard], metric: Metric = "cosine"
+) -> dict[Guard, pd.DataFrame]:
+    """`find_neighbours` under several guards; each distance is computed once."""
+    if unknown := next((guard for guard in guards if guard not in get_args(Guard)), None):
+        raise InputError(f"guard {unknown!r} is unknown; one of {', '.join(get_args(Guard))}")
     labelled, values = _labelled(meta, features)
-    search = _Search.of(labelled, _directions(labelled, values, metric), guard)
+    search = _Search.of(labelled, _directions(labelled, values, metric))
     step = max(1, _AT_ONCE // len(labelled))
-    starts = range(0, len(labelled), step)
-    found = pd.concat([search.block(slice(start, start + step)) for start in starts], ignore_index=True)
-    queries = _with_neighbours(labelled, found)
-    queries[DROPPED] = pd.Series(_why_dropped(queries, guard), dtype=object)
-    return queries
+    blocks = [search.block(slice(start, start + step), guards) for start in range(0, len(labelled), step)]
+    tables: dict[Guard, pd.DataFrame] = {}
+    for guard in guards:
+        found = pd.concat([block[guard] for block in blocks], ignore_index=True)
+        queries = _with_neighbours(labelled, found)
+        queries[DROPPED] = pd.Series(_why_dropped(queries, guard), dtype=object)
+        tables[guard] = queries
+    return tables
 
 
 @dataclass(frozen=True)
@@ -63,42 +75,46 @@ class _Search:
     compound: Ints
     moa: Ints
     batches: npt.NDArray[np.float32]
-    guard: Guard
 
     @classmethod
-    def of(cls, labelled: pd.DataFrame, unit: Float64, guard: Guard) -> _Search:
-        if guard not in get_args(Guard):
-            raise InputError(f"guard {guard!r} is unknown; one of {', '.join(get_args(Guard))}")
+    def of(cls, labelled: pd.DataFrame, unit: Float64) -> _Search:
         compound, moa = (pd.factorize(labelled[column])[0] for column in (COMPOUND, MOA))
-        return cls(unit, compound, moa, _membership(labelled[BATCHES]), guard)
+        return cls(unit, compound, moa, _membership(labelled[BATCHES]))
 
-    def block(self, rows: slice) -> pd.DataFrame:
+    def block(self, rows: slice, guards: Sequence[Guard]) -> dict[Guard, pd.DataFrame]:
         """What is found for the queries of some rows; ``nearest`` is a row number, -1 without candidate."""
+        distance = 1.0 - self.unit[rows] @ self.unit.T
         overlap = self.batches[rows] @ self.batches.T > 0
-        eligible = self.compound[rows, None] != self.compound
-        if self.guard == "NSCB":
-            eligible &= ~overlap
+        others = self.compound[rows, None] != self.compound
+        same_moa = self.moa[rows, None] == self.moa
+        return {
+            guard: self._found(distance, others & ~overlap if guard == "NSCB" else others, overlap, same_moa)
+            for guard in guards
+        }
+
+    def _found(self, distance: Float64, eligible: Bools, overlap: Bools, same_moa: Bools) -> pd.DataFrame:
         count = eligible.sum(axis=1)
-        distance, nearest, near = self._nearest(rows, eligible)
+        least, nearest, near = _nearest(distance, eligible)
         others = near & (self.moa != self.moa[nearest][:, None])
         return pd.DataFrame(
             {
                 "nearest": np.where(count > 0, nearest, -1),
-                "distance": distance,
+                "distance": least,
                 "same_batch_expected": (eligible & overlap).sum(axis=1) / np.maximum(count, 1),
                 "candidates": count,
-                "matchable": (eligible & (self.moa[rows, None] == self.moa)).any(axis=1),
+                "matchable": (eligible & same_moa).any(axis=1),
                 "tied": others.any(axis=1),
                 "same_batch": overlap[np.arange(len(nearest)), nearest] & (count > 0),
             }
         )
 
-    def _nearest(self, rows: slice, eligible: Bools) -> tuple[Float64, Ints, Bools]:
-        """Least distance (NaN without candidate), first candidate that has it, and all that have it."""
-        distance = np.where(eligible, 1.0 - self.unit[rows] @ self.unit.T, np.inf)
-        least = distance.min(axis=1)
-        near = eligible & (distance <= least[:, None] + EQUAL)
-        return np.where(np.isfinite(least), least, np.nan), near.argmax(axis=1), near
+
+def _nearest(distance: Float64, eligible: Bools) -> tuple[Float64, Ints, Bools]:
+    """Least distance (NaN without candidate), first candidate that has it, and all that have it."""
+    allowed = np.where(eligible, distance, np.inf)
+    least = allowed.min(axis=1)
+    near = eligible & (allowed <= least[:, None] + EQUAL)
+    return np.where(np.isfinite(least), least, np.nan), near.argmax(axis=1), near
 
 
 def _labelled(meta: pd.DataFrame, features: Floats) -> tuple[pd.DataFrame, Float64]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from hcs_ray.contracts import COMPOUND, MOA, TREATMENT
 from hcs_ray.profiles.aggregate import BATCHES, Floats, How, control_wells, exclude_controls, to_treatments
-from hcs_ray.profiles.neighbours import CORRECT, DROPPED, Guard, Metric, find_neighbours
+from hcs_ray.profiles.neighbours import CORRECT, DROPPED, Guard, Metric, find_all, find_neighbours
 from hcs_ray.profiles.tally import Settings, Tally, share_interval, tally
 
 __all__ = ["Evaluation", "Score", "Settings", "Tally", "evaluate", "evaluate_wells", "score", "score_queries"]
@@ -187,8 +187,8 @@ def evaluate(
 ) -> Evaluation:
     """NSC, NSCB and the gauge for treatments (N, F), one row each; ``rules`` says how they were made."""
     settings = settings or Settings()
-    nsc = score(meta, features, "NSC", settings, trained_compounds)
-    nscb = score(meta, features, "NSCB", settings, trained_compounds)
+    tables = find_all(meta, features, GUARDS, settings.metric)
+    nsc, nscb = (score_queries(tables[guard], guard, settings, trained_compounds) for guard in GUARDS)
     several = nsc.queries[TREATMENT][nsc.queries[BATCHES].map(len) > 1].tolist()
     stated = {"same_batch": "at least one batch in common", "in_several_batches": several}
     return Evaluation(nsc, nscb, Gauge.of(nsc.queries, settings), {**(rules or {}), **stated})
