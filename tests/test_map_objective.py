@@ -176,7 +176,8 @@ def test_the_best_map_is_handed_on_as_a_command(tmp_path: Path) -> None:
         "fixed: {map.min_dist: 0.5}\nspace: {map.neighbors: {kind: grid, values: [5, 9]}, "
         "map.densmap: {kind: grid, values: [true, false]}, map.supervised: {kind: grid, values: [moa]}}",
     )
-    best = pd.Series({"map.neighbors": 9.0, "map.densmap": True, "map.supervised": "moa"}, dtype=object)
+    told = {"map.neighbors": [9.0, 5], "map.densmap": [True, False], "map.supervised": ["moa", "moa"]}
+    best = pd.DataFrame(told).iloc[0]  # as it comes from the leaderboard
     line = next_map(study, best, space.sweep)
     command = line.removeprefix("Next (CAUTION: it uses labels): hcs-ray map ")
     assert command.endswith(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from hcs_ray.profiles.build import read_evaluation
-from hcs_ray.report import answers, build, outliers, pictures, scores
+from hcs_ray.report import answers, build, fieldmap, outliers, pictures, scores
 from hcs_ray.report.lineage import behind
 from hcs_ray.report.material import Material, gather
 from hcs_ray.study import Study, open_study
@@ -169,6 +169,22 @@ def test_a_run_without_test_compounds_and_without_outliers_has_its_report(
     assert "Nothing could be scored on held-out compounds" in text
     assert "Not scored: no labelled compound was held out." in text
     assert "No outlier with a reason was found." in text
+
+
+def test_a_map_says_how_it_was_made_and_whether_it_was_told_labels(study: Study, material: Material) -> None:
+    page = build.context(study, quiet)
+    plain = Page(build.render(page)).text
+    assert "UMAP, cosine distance, 15 neighbours, minimum distance 0.1, seed 42; all 52 fields" in plain
+    assert "was told" not in plain
+    told = {"supervised": "moa", "densmap": True, "fields": 9000, "landmarks": 52}
+    page["map"] = fieldmap.field_map(material.fields, material.map_about.model_copy(update=told))
+    html = build.render(page)
+    text = Page(html).text
+    assert "This map was told the mechanisms." in text
+    assert "densMAP, supervised by MoA labels, cosine distance" in text
+    assert "52 landmarks, sampled evenly over plates and treatments, laid out; 8,948 other" in text
+    assert html.count("USES MoA LABELS") == 2, "on the large map, and where it is read aloud"
+    assert all("uses moa labels" in picture.alt for picture in page["map"].small)
 
 
 # --- Honest words -------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from hcs_ray.train.closing import FIELDS_FILE, MODEL_FILE
 from hcs_ray.tune.board import ENDED, FAILED, STOPPED, Entry, curves, leaderboard
 from hcs_ray.tune.capacity import capacity
 from hcs_ray.tune.judging import judged
-from hcs_ray.tune.map_objective import MOA_SHARE, NEIGHBOR_RECALL
+from hcs_ray.tune.map_objective import BRIEF
 from hcs_ray.tune.map_words import beforehand, next_map, uses_labels
 from hcs_ray.tune.models import hand_on
 from hcs_ray.tune.pictures import PICTURE, picture
@@ -84,7 +84,7 @@ def show_leaderboard(study: Study) -> None:
     """Print the best trials of a finished sweep."""
     sweep = _swept(study)
     table, metrics = read_leaderboard(study), [goal.name for goal in sweep.metric]
-    told = [name for name in (NEIGHBOR_RECALL, MOA_SHARE) if name in table and name not in metrics]
+    told = {name: words for name, words in BRIEF.items() if name in table and name not in metrics}
     show(table, list(sweep.space), metrics, told)
 
 

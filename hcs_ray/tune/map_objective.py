@@ -34,6 +34,7 @@ BATCH_SHARE: Final = "batch_neighbor_share"
 UNSUPERVISED: Final = (TRUSTWORTHINESS, NEIGHBOR_RECALL, NEIGHBOR_RECALL_CHANCE)
 USES_LABELS: Final = (MOA_SHARE, f"{MOA_SHARE}_chance", MOA_SILHOUETTE, BATCH_SHARE, f"{BATCH_SHARE}_chance")
 SHOWN: Final = (TRUSTWORTHINESS, NEIGHBOR_RECALL, MOA_SHARE, MOA_SILHOUETTE, BATCH_SHARE)
+BRIEF: Final = {TRUSTWORTHINESS: "trust", NEIGHBOR_RECALL: "recall", MOA_SHARE: "MoA share"}
 METRIC: Final = "cosine"  # of embeddings, whatever map.metric is, so that trials are judged alike
 
 Layout = npt.NDArray[np.floating]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from hcs_ray.config import SweepConfig
@@ -73,7 +74,7 @@ def _tried(space: Space, key: str) -> tuple[Any, ...]:
 
 def _plain(value: Any) -> str:
     """As YAML has it: the leaderboard holds all numbers as float."""
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.10g}"

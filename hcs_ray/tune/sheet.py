@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -16,7 +19,7 @@ from hcs_ray.contracts import rows_of
 from hcs_ray.maps import X, Y
 from hcs_ray.maps.about import METADATA, MapAbout
 from hcs_ray.palette import Style, mechanism_labels, mechanism_styles
-from hcs_ray.tune.map_objective import MOA_SHARE, NEIGHBOR_RECALL, TRUSTWORTHINESS, USES_LABELS
+from hcs_ray.tune.map_objective import BRIEF, USES_LABELS
 from hcs_ray.tune.trials import MAP_FILE, Work
 
 if TYPE_CHECKING:
@@ -26,13 +29,16 @@ if TYPE_CHECKING:
 SHEET: Final = "maps.png"
 _MOST_COLUMNS: Final = 8
 _SIDE_IN: Final = 2.1
+_TITLE_IN: Final = 0.5  # above each
 _HEAD_IN: Final = 0.7  # for the title, and for the legend below
+_TITLE_WIDTH: Final = 42  # letters in a line
+_EXTENT: Final = (1, 99)  # percentiles of the places that a picture spans, with a margin
+_MARGIN: Final = 0.15
 _DPI: Final = 100
 _MOST_POINTS: Final = 1500  # of a small picture, evenly over the keys
 _TEXT: Final = "#20242a"
 _FRAME: Final = "#c5cad1"
 _WARNING: Final = "#D55E00"  # frames what was told labels
-_BRIEF: Final = {TRUSTWORTHINESS: "trust", NEIGHBOR_RECALL: "recall", MOA_SHARE: "MoA share"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,13 @@ def sheet(table: pd.DataFrame, maps: Mapping[str, SmallMap], sweep: SweepConfig)
     rows = [row for row in rows_of(table) if row["trial"] in maps]
     columns = min(len(rows), _MOST_COLUMNS, max(2, math.ceil(math.sqrt(2 * len(rows)))))
     lines = math.ceil(len(rows) / columns)
-    width, height = max(columns, 3) * _SIDE_IN, lines * (_SIDE_IN + 0.35) + 2 * _HEAD_IN
+    width, height = max(columns, 3) * _SIDE_IN, lines * (_SIDE_IN + _TITLE_IN) + 2 * _HEAD_IN
     figure = Figure(figsize=(width, height), dpi=_DPI)
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     figure.subplots_adjust(
-        left=0.01, right=0.99, top=1 - (_HEAD_IN + 0.3) / height, bottom=_HEAD_IN / height,
-        wspace=0.05, hspace=0.4 / _SIDE_IN,
+        left=0.01, right=0.99, top=1 - (_HEAD_IN + _TITLE_IN) / height, bottom=_HEAD_IN / height,
+        wspace=0.05, hspace=_TITLE_IN / _SIDE_IN,
     )  # fmt: skip
     styles = mechanism_styles(maps[rows[0]["trial"]].table)
     for axis, row in zip(axes, rows, strict=False):
@@ -99,9 +105,10 @@ def _small(
 ) -> None:
     table = found.table.iloc[:: max(1, math.ceil(len(found.table) / _MOST_POINTS))]
     labels = mechanism_labels(table)
+    places = _within(table[[X, Y]].to_numpy(np.float64))
     for name, style in styles.items():
-        here = table[labels == name]
-        axes.scatter(here[X], here[Y], s=5, c=style.colour, marker=style.mark, linewidths=0, alpha=0.8)
+        x, y = places[(labels == name).to_numpy()].T
+        axes.scatter(x, y, s=5, c=style.colour, marker=style.mark, linewidths=0, alpha=0.8)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
@@ -109,15 +116,17 @@ def _small(
     for side in axes.spines.values():
         side.set_color(_WARNING if told else _FRAME)
         side.set_linewidth(2.0 if told else 0.8)
-    figures = [f"{brief} {row[name]:.3f}" for name, brief in _BRIEF.items() if not pd.isna(row.get(name))]
+    figures = [f"{brief} {row[name]:.3f}" for name, brief in BRIEF.items() if not pd.isna(row.get(name))]
     words = ", ".join(_words(name, row[name], found.about) for name in sweep.space)
-    axes.set_title(
-        f"{row['rank']}. {words}\n{' · '.join(figures)}",
-        fontsize=6,
-        color=_WARNING if told else _TEXT,
-        loc="left",
-        pad=3,
-    )
+    lines = [*textwrap.wrap(f"{row['rank']}. {words}", _TITLE_WIDTH), " · ".join(figures)]
+    axes.set_title("\n".join(lines), fontsize=6, color=_WARNING if told else _TEXT, loc="left", pad=3)
+
+
+def _within(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Places (N, 2) of which those far outside all others lie at the edge: they would shrink the rest."""
+    low, high = np.percentile(places, _EXTENT, axis=0)
+    margin = _MARGIN * (high - low)
+    return np.asarray(np.clip(places, low - margin, high + margin))
 
 
 def _words(key: str, value: Any, about: MapAbout) -> str:
@@ -144,7 +153,8 @@ def _head(figure: Figure, sweep: SweepConfig, height: float) -> None:
     )  # fmt: skip
     figure.text(
         0.01, 1 - 0.34 / height,
-        "orange frame: the layout was told the MoAs, so how they lie apart on it shows nothing",
+        "orange frame: the layout was told the MoAs, so how they lie apart on it shows nothing; "
+        "dots far outside are drawn at the edge",
         fontsize=7, color=_TEXT, va="top",
     )  # fmt: skip
 

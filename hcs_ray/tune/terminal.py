@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pandas as pd
@@ -12,22 +12,29 @@ from rich.table import Table
 _ROWS: Final = 20
 
 
-def show(table: pd.DataFrame, swept: list[str], metrics: list[str], told: Sequence[str] = ()) -> None:
+def show(
+    table: pd.DataFrame, swept: list[str], metrics: list[str], told: Mapping[str, str] | None = None
+) -> None:
     """Print the best trials on standard error; swept keys by their last part, where that is clear.
+
+    How far trials came is left out where all came as far.
 
     Args:
         table: `hcs_ray.tune.board.leaderboard`.
         swept: its columns of swept keys.
         metrics: names of the metrics, the first one that of ``score``.
-        told: its columns of other figures to show.
+        told: its columns of other figures to show, and what they are called.
     """
-    others = [*(metrics if len(metrics) > 1 else ["score"]), *told]
+    told = told or {}
+    columns = ["rank", "trial", *(metrics if len(metrics) > 1 else ["score"]), *told]
+    columns += [name for name in ("epochs", "status") if table[name].nunique() > 1 or len(table) == 1]
+    columns += swept
+    last_part = _last_part(swept)
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("rank", "trial", *others, "epochs", "status", *map(_last_part(swept), swept)):
-        shown.add_column(name, overflow="fold")
+    for name in columns:
+        shown.add_column(last_part(name) if name in swept else told.get(name, name), overflow="fold")
     for _, row in table.head(_ROWS).iterrows():
-        cells = [row["rank"], row["trial"], *(row[name] for name in others), row["epochs"], row["status"]]
-        shown.add_row(*map(_cell, [*cells, *(row[name] for name in swept)]))
+        shown.add_row(*(_cell(row[name]) for name in columns))
     console = Console(stderr=True, highlight=False)
     if len(metrics) == 1:
         console.print(f"\nscore: {metrics[0]}")
