@@ -46,6 +46,7 @@ class StageSpec:
     foreign: tuple[str, ...] = ()  # the prefixes of others in its folder
     unread: tuple[str, ...] = ()  # keys of its sections that do not change what it writes
     reported: bool = True
+    optional: tuple[str, ...] = ()  # stages whose result it reads where they are complete
 
 
 # The pipeline in its order, and the sweep beside it.
@@ -58,7 +59,7 @@ STAGES: Mapping[str, StageSpec] = {
         "profiles/{name}", ("embed", "split"), ("profile",), foreign=("folds", "comparison")
     ),
     "map": StageSpec("maps", ("embed",), ("map",), flat=True),
-    "outliers": StageSpec("outliers/{name}", ("shard", "embed"), ("outliers",)),
+    "outliers": StageSpec("outliers/{name}", ("shard", "split", "embed"), ("outliers",), optional=("map",)),
     "report": StageSpec(
         "reports/{name}", ("shard", "train", "embed", "profile", "map", "outliers"), ("report",)
     ),
@@ -160,9 +161,10 @@ class Study:
         return record
 
     def _extras(self, stage: str) -> list[str]:
-        """What a report shows beside the stages that it needs: those of `EXTRAS` that are there."""
-        shown = (extra for extra, spec in EXTRAS.items() if spec.reported and stage == "report")
-        return [extra for extra in shown if read_record(self.storage, self.place(extra))]
+        """What a stage reads beside the stages that it needs, where it is there; of a report, `EXTRAS`."""
+        shown = [extra for extra, spec in EXTRAS.items() if spec.reported and stage == "report"]
+        read = [*_spec(stage).optional, *shown]
+        return [extra for extra in read if read_record(self.storage, self.place(extra))]
 
     def model(self) -> tuple[StageRecord, str]:
         """The network that is embedded: the record that lists it, and its path below the study."""
@@ -267,7 +269,7 @@ class Study:
         """The stages of the pipeline that follow from this one, in order."""
         follows = {stage}
         for other, spec in STAGES.items():
-            if follows & set(spec.inputs):
+            if follows & {*spec.inputs, *spec.optional}:
                 follows.add(other)
         return [other for other in STAGES if other in follows - {stage, "tune"}]
 

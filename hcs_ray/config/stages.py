@@ -168,10 +168,20 @@ class MapConfig(ExecutionSection):
 class OutliersConfig(Section):
     """`hcs-ray outliers`."""
 
-    neighbors: PositiveInt = Field(7, description="nearest rows whose mean distance is measured")
-    top_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.05, description="share that gets a reason")
-    threshold: Annotated[float, Field(gt=0)] = Field(
-        3.5, description="robust z-score from which there is a reason (Iglewicz and Hoaglin 1993)"
+    neighbors: Annotated[int, Field(ge=1, le=500)] = Field(7, description="nearest rows that are looked for")
+    false_alarms: Annotated[float, Field(gt=0, le=0.1)] = Field(
+        0.01,
+        description="share of ordinary negative controls called artefacts, of wells called mislabelled",
+    )
+    novel_false_alarms: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.1, description="share of treatments with a known MoA that would be called novel without it"
+    )
+    detectors: tuple[Literal["knn", "lof", "ecod", "iforest"], ...] = Field(
+        ("knn", "lof", "ecod", "iforest"), description="of pyod, run on normalised embeddings"
+    )
+    components: PositiveInt = Field(64, description="of longer embeddings so many principal ones are used")
+    reference_rows: Annotated[int, Field(ge=1000)] = Field(
+        20_000, description="in larger tables neighbours are of the own plate and of so many others"
     )
 
 

@@ -17,5 +17,6 @@ the network was trained on pulls its wells together, so that of a well it learne
 from __future__ import annotations
 
 from hcs_ray.outliers.find import find_outliers, read_outliers, score_screen
+from hcs_ray.outliers.read import Screen
 
-__all__ = ["find_outliers", "read_outliers", "score_screen"]
+__all__ = ["Screen", "find_outliers", "read_outliers", "score_screen"]

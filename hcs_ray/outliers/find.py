@@ -1,8 +1,7 @@
-"""The stage `hcs-ray outliers`: its three tables, their ranks, reasons and evidence."""
+"""The stage `hcs-ray outliers`: from embeddings and quality columns to three tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -11,41 +10,64 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.config import OutliersConfig
-from hcs_ray.contracts import InputError, Progress
-from hcs_ray.outliers.artefacts import WELL_NAME, find_artefacts, of_groups, quality_of
-from hcs_ray.outliers.evidence import Finding, robust_z
-from hcs_ray.outliers.replicates import Links, find_mislabelled, find_novel
-from hcs_ray.profiles.aggregate import WELLS, Float64, Floats, Ints, to_treatments, to_wells
-from hcs_ray.profiles.normalize import normalize
+from hcs_ray.contracts import Progress
+from hcs_ray.outliers import space
+from hcs_ray.outliers.artefacts import (
+    CLASS_DISTANCE,
+    WELL_NAME,
+    class_distance,
+    find_artefacts,
+    of_groups,
+    quality_of,
+)
+from hcs_ray.outliers.calibrate import Bools, Finding
+from hcs_ray.outliers.detectors import detect
+from hcs_ray.outliers.expected import deviations
+from hcs_ray.outliers.levels import (
+    ARTEFACT,
+    DISTANCE,
+    DRIVERS,
+    EVIDENCE,
+    FIELD,
+    LEVELS,
+    MISLABELLED,
+    NEIGHBOURS,
+    NOVEL,
+    RANK,
+    REASON,
+    SCORE,
+    TREATMENT,
+    WELL,
+    Level,
+    Measured,
+    inherit,
+    level_table,
+    limits,
+)
+from hcs_ray.outliers.nearest import Nearest, nearest_rows, reference_rows
+from hcs_ray.outliers.older import map_distance
+from hcs_ray.outliers.read import Screen, read_screen
+from hcs_ray.outliers.replicates import (
+    Doubts,
+    Means,
+    Treatments,
+    doubt_labels,
+    find_mislabelled,
+    find_novel,
+    treatment_means,
+)
+from hcs_ray.profiles.aggregate import Float64, Floats, Ints, to_treatments, to_wells
 from hcs_ray.study import Study
-from hcs_ray.tables import read_embeddings, read_index
 
-ARTEFACT: Final = "artefact"
-MISLABELLED: Final = "mislabelled"
-NOVEL: Final = "novel"
-DISTANCE: Final = "distance"
-SCORE: Final = "score"
-RANK: Final = "rank"
-REASON: Final = "reason"
-EVIDENCE: Final = "evidence"
-NEIGHBOURS: Final = "neighbours"
-
-
-class Level(NamedTuple):
-    """One of the three tables: the column that names a row, and those that describe it."""
-
-    name: str
-    identity: str
-    columns: tuple[str, ...]
-    reason: str  # the reason that is looked for here first
-
-
-_PLACE: Final = (c.BATCH, c.PLATE, c.WELL, c.PERT_TYPE)
-_DRUG: Final = (c.TREATMENT, c.COMPOUND, c.CONCENTRATION, c.MOA)
-FIELD: Final = Level("field", c.KEY, (WELL_NAME, *_PLACE, c.SITE, *_DRUG), ARTEFACT)
-WELL: Final = Level("well", WELL_NAME, (*_PLACE, *_DRUG), MISLABELLED)
-TREATMENT: Final = Level("treatment", c.TREATMENT, (*_DRUG, WELLS), NOVEL)
-LEVELS: Final = (FIELD, WELL, TREATMENT)
+__all__ = [
+    "ARTEFACT", "DISTANCE", "DRIVERS", "EVIDENCE", "FIELD", "LEVELS", "MISLABELLED", "NEIGHBOURS", "NOVEL",
+    "RANK", "REASON", "SCORE", "TREATMENT", "WELL", "Level", "find_outliers", "read_outliers", "score_screen",
+]  # fmt: skip
+CONTROL_DISTANCE: Final = "control_distance"
+MAP_DISTANCE: Final = "map_distance"
+LOOKS_LIKE: Final = "looks_like"
+TRAINED: Final = "trained"
+_STEPS: Final = 4
 
 
 def find_outliers(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
@@ -53,13 +75,14 @@ def find_outliers(study: Study, progress: Progress, force: bool = False) -> dict
     claim = study.claim("outliers")
     if force or not study.is_complete("outliers", claim):
         with study.writing("outliers", claim, force) as writer:
-            progress(0, 2)
-            fields, embeddings = read_embeddings(study)
-            index = read_index(study)
-            progress(1, 2)
-            for name, table in score_screen(fields, embeddings, index, study.config.outliers).items():
+            progress(0, _STEPS)
+            screen = read_screen(study, study.config.outliers, study.place("map").record in claim.inputs)
+            progress(1, _STEPS)
+            tables = score_screen(screen, study.config.outliers)
+            progress(_STEPS - 1, _STEPS)
+            for name, table in tables.items():
                 writer.write_table(f"{name}.parquet", table)
-            progress(2, 2)
+            progress(_STEPS, _STEPS)
     return headline(read_outliers(study))
 
 
@@ -80,147 +103,163 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     return {**found, "most outlying": ", ".join(tables[FIELD.name].nsmallest(3, RANK)[c.KEY])}
 
 
-def score_screen(
-    fields: pd.DataFrame, embeddings: Floats, index: pd.DataFrame, config: OutliersConfig
-) -> dict[str, pd.DataFrame]:
-    """The tables ``field``, ``well`` and ``treatment``, most outlying row first.
-
-    Args:
-        fields: One row a field: key and ``Metadata_*``.
-        embeddings: (N, F), row-aligned with ``fields``.
-        index: Key and ``QC_*`` columns, a row for each of these fields.
-
-    Returns:
-        Each row's name and metadata; ``distance`` (mean to the nearest, in the normalised embedding);
-        ``artefact`` and ``mislabelled`` or ``novel`` (robust z-scores, null where not judged); ``score``,
-        the largest; ``rank`` (1 is the most outlying, ties by name); ``neighbours`` (names of the nearest
-        rows); and in the top fraction ``reason`` (artefact, mislabelled, novel; null where nothing reaches
-        the threshold) and ``evidence``. Fields without a reason take their well's, and all take their
-        treatment's. The order of the given rows does not matter.
+def score_screen(screen: Screen, config: OutliersConfig) -> dict[str, pd.DataFrame]:
+    """The tables ``field``, ``well`` and ``treatment``, most outlying row first; see docs/outliers.md.
 
     Raises:
-        InputError: a plate without negative controls, controls all equal, a feature that is not finite, or a
-            field that is not in the index.
+        InputError: a plate without negative controls, controls all equal, or a field not in the index.
     """
-    fields, features = _by_key(fields, embeddings)
-    quality = quality_of(fields, index)
-    features = _normalized(fields, features)
-    wells, well_features = to_wells(fields, features, "mean")
-    treatments, treatment_features = to_treatments(wells, well_features, "mean")
+    screen = screen.by_key()
+    fields, quality = screen.fields, quality_of(screen.fields, screen.index)
+    seen = _see_fields(fields, screen.embeddings, config)
+    artefacts = _artefacts(fields, quality, seen)
+    limit = limits(config)
+    wells = _wells(screen, quality, ~(artefacts.z >= limit[ARTEFACT]))
+    mislabelled, doubts = _mislabelled(wells, limit[MISLABELLED])
+    wrong = _over(mislabelled, limit[MISLABELLED])
+    if wrong.any():  # as what they look like, their fields, and those of their replicates, are judged again
+        artefacts = _artefacts(_relabelled(fields, wells, doubts, wrong), quality, seen)
+    novel, means, treatments = _novel(screen, quality, artefacts, wells, ~wrong, limit[ARTEFACT])
 
-    artefacts, links = find_artefacts(fields, quality), Links.between(wells, well_features)
-    controls = wells[c.TREATMENT][wells[c.PERT_TYPE] == c.NEGATIVE_CONTROL]
-    by_treatment = {
-        ARTEFACT: of_groups(artefacts, fields, c.TREATMENT, treatments),
-        NOVEL: find_novel(treatments, links, controls),
-    }
-    by_well = {
-        ARTEFACT: of_groups(artefacts, fields, WELL_NAME, wells),
-        MISLABELLED: find_mislabelled(treatments, links),
-    }
-    field = rank_level(FIELD, fields, features, {ARTEFACT: artefacts}, config)
-    well = rank_level(WELL, wells, well_features, by_well, config)
-    treatment = rank_level(TREATMENT, treatments, treatment_features, by_treatment, config)
-    field = inherit(inherit(field, well, WELL_NAME, config), treatment, c.TREATMENT, config)
-    well = inherit(well, treatment, c.TREATMENT, config)
+    by_treatment = {ARTEFACT: of_groups(artefacts, fields, c.TREATMENT, treatments), NOVEL: novel}
+    by_well = {ARTEFACT: of_groups(artefacts, fields, WELL_NAME, wells.meta), MISLABELLED: mislabelled}
+    field = level_table(FIELD, fields, _measure_fields(screen, seen, config), {ARTEFACT: artefacts}, config)
+    well = level_table(WELL, wells.meta, _measure_wells(wells, doubts, config), by_well, config)
+    treatment = level_table(TREATMENT, treatments, _measure_means(means, wells, config), by_treatment, config)
+    field = inherit(inherit(field, well, WELL_NAME), treatment, c.TREATMENT)
+    well = inherit(well, treatment, c.TREATMENT)
     tables = {FIELD.name: field, WELL.name: well, TREATMENT.name: treatment}
     return {name: table.sort_values(RANK, ignore_index=True) for name, table in tables.items()}
 
 
-def _by_key(fields: pd.DataFrame, embeddings: Floats) -> tuple[pd.DataFrame, Floats]:
-    """Fields with the name of their well, and embeddings, sorted by key."""
-    order = np.argsort(fields[c.KEY].to_numpy(dtype=str), kind="stable")
-    ordered = fields.iloc[order].reset_index(drop=True)
-    ordered[WELL_NAME] = ordered[c.PLATE].astype(str) + "_" + ordered[c.WELL].astype(str)
-    return ordered, embeddings[order]
+class Seen(NamedTuple):
+    """The fields' embeddings as they are compared: (N, K), and the nearest of each; plates by number."""
+
+    features: Floats
+    nearest: Nearest
+    plate: Ints
+    reference: Ints
 
 
-def _normalized(fields: pd.DataFrame, features: Floats) -> Float64:
-    """Each plate centred on its negative controls; one scale for all, the deviation of all controls.
+class Wells(NamedTuple):
+    """The wells, of fields that are no artefacts where there are such: (W, K), in the space of replicates."""
 
-    A plate's own scale, from a handful of controls, would pull the replicates of a strong phenotype apart.
-    """
-    centred = normalize(fields, features, "center").features
+    meta: pd.DataFrame
+    features: Float64
+    treatments: Treatments
+    plate: Ints
+
+
+def _see_fields(fields: pd.DataFrame, embeddings: Floats, config: OutliersConfig) -> Seen:
+    moved = space.centred(fields, embeddings, np.ones(len(fields), dtype=bool))
+    space.check_controls(fields, moved)
+    treatment = pd.factorize(fields[c.TREATMENT], sort=True)[0]
+    features = space.whitened(moved, treatment, [moved.shape[1]]).astype(np.float32)
+    plate = pd.factorize(fields[c.PLATE], sort=True)[0]
+    reference = reference_rows(len(fields), config.reference_rows)
+    return Seen(features, nearest_rows(features, plate, config.neighbors, reference), plate, reference)
+
+
+def _artefacts(fields: pd.DataFrame, quality: pd.DataFrame, seen: Seen) -> Finding:
     controls = (fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL).to_numpy(dtype=bool)
-    spread = centred[controls].std(axis=0)
-    # No more than the rounding of float32, in which embeddings are computed, is no spread.
-    kept = spread > np.finfo(np.float32).eps * np.abs(features[controls]).max(axis=0)
-    if not kept.any():
-        raise InputError("the negative controls' embeddings are all equal; train and embed again")
-    return np.asarray(centred[:, kept] / spread[kept])
+    well, treatment = (pd.factorize(fields[name], sort=True)[0] for name in (WELL_NAME, c.TREATMENT))
+    to_class = class_distance(seen.features, well, treatment)
+    distances = (to_class, seen.nearest.distance)
+    return find_artefacts(deviations(fields, quality), controls, distances, treatment)
 
 
-def nearest_rows(features: Floats, neighbors: int) -> tuple[Float64, Ints]:
-    """Mean distance (N,) to the nearest other rows, and which they are (N, k), nearest first; k < N."""
-    from sklearn.neighbors import NearestNeighbors
-
-    k = min(neighbors, len(features) - 1)
-    if k < 1:
-        return np.zeros(len(features)), np.empty((len(features), 0), dtype=np.intp)
-    distances, indices = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()
-    return distances.mean(axis=1), indices
-
-
-def rank_level(
-    level: Level,
-    meta: pd.DataFrame,
-    features: Floats,
-    findings: Mapping[str, Finding],
-    config: OutliersConfig,
-) -> pd.DataFrame:
-    """The table of one level, in the order of ``meta``, with the reasons that are found at this level."""
-    names = meta[level.identity].to_numpy(dtype=str)
-    distance, nearest = nearest_rows(features, config.neighbors)
-    far = robust_z(np.log(np.maximum(distance, 1e-6 * distance.max(initial=0.0) + np.finfo(float).tiny)))
-    score = np.fmax.reduce([far, *(finding.z for finding in findings.values())])
-    table = meta[list(dict.fromkeys((level.identity, *level.columns)))].copy()
-    table[DISTANCE] = distance
-    for reason, finding in findings.items():
-        table[reason] = finding.z
-    table[SCORE] = score
-    table[RANK] = _ranks(score, names)
-    words = [f"mean distance to its {nearest.shape[1]} nearest {z:.1f} MADs above the median" for z in far]
-    _explain(table, {**findings, DISTANCE: Finding(far, words)}, config)
-    table[NEIGHBOURS] = pd.Series([names[row].tolist() for row in nearest], index=table.index, dtype=object)
-    return table
+def _wells(screen: Screen, quality: pd.DataFrame, clean: Bools) -> Wells:
+    """The mean wells of the clean fields; a well without any is made of all its fields."""
+    fields = screen.fields
+    kept = clean | ~pd.Series(clean).groupby(fields[WELL_NAME].to_numpy()).transform("any").to_numpy()
+    scaled = space.scaled_quality(quality)
+    both = np.concatenate([screen.embeddings, scaled], axis=1)
+    moved = space.centred(fields, both, clean)[kept]
+    meta, features = to_wells(fields[kept].reset_index(drop=True), moved, "mean")
+    treatments = Treatments.of(meta)
+    widths = [screen.embeddings.shape[1], scaled.shape[1]]
+    plate = pd.factorize(meta[c.PLATE], sort=True)[0]
+    return Wells(meta, space.whitened(features, treatments.code, widths), treatments, plate)
 
 
-def _ranks(score: Float64, names: np.ndarray[Any, Any]) -> Ints:
-    """1 for the largest score; ties in the order of names."""
-    ranks = np.empty(len(score), dtype=np.int64)
-    ranks[np.lexsort((names, -score))] = np.arange(1, len(score) + 1)
-    return ranks
+def _mislabelled(wells: Wells, limit: float) -> tuple[Finding, Doubts]:
+    """Twice: the second time without the wells found first, which must not speak for their label."""
+    trained = wells.meta.get(TRAINED, pd.Series(False, index=wells.meta.index)).to_numpy(dtype=bool)
+    words = [", though the network learned its label" if seen else "" for seen in trained]
+    trusted = np.ones(len(wells.meta), dtype=bool)
+    for _ in range(2):
+        doubts = doubt_labels(wells.treatments, wells.plate, wells.features, trusted)
+        finding = find_mislabelled(doubts, wells.treatments, words)
+        trusted = ~_over(finding, limit)
+    return finding, doubts
 
 
-def _in_top(table: pd.DataFrame, config: OutliersConfig) -> pd.Series[bool]:
-    return table[RANK] <= math.ceil(config.top_fraction * len(table))
+def _over(finding: Finding, limit: float) -> Bools:
+    over = finding.z >= limit
+    return over if finding.holds is None else over & finding.holds
 
 
-def _explain(table: pd.DataFrame, findings: Mapping[str, Finding], config: OutliersConfig) -> None:
-    """Add reason and evidence of the top rows: what speaks loudest, and loud enough.
-
-    Distance is evidence, but no reason, and is given only where there is none.
-    """
-    table[REASON] = pd.Series(pd.NA, index=table.index, dtype="string")
-    table[EVIDENCE] = pd.Series(pd.NA, index=table.index, dtype="string")
-    for row in np.flatnonzero(_in_top(table, config)).tolist():
-        loud = {
-            name: finding.z[row] for name, finding in findings.items() if finding.z[row] >= config.threshold
-        }
-        if not loud:
-            continue
-        name = max(loud, key=lambda name: (name != DISTANCE, loud[name]))
-        table.loc[row, EVIDENCE] = findings[name].words[row]
-        table.loc[row, REASON] = pd.NA if name == DISTANCE else name
+def _relabelled(fields: pd.DataFrame, wells: Wells, doubts: Doubts, wrong: Bools) -> pd.DataFrame:
+    """The fields with the treatment that a mislabelled well looks like."""
+    looks = {
+        well: wells.treatments.names[at]
+        for well, at in zip(wells.meta[WELL_NAME][wrong], doubts.looks_like[wrong], strict=True)
+    }
+    return fields.assign(**{c.TREATMENT: fields[WELL_NAME].map(looks).fillna(fields[c.TREATMENT])})
 
 
-def inherit(table: pd.DataFrame, upper: pd.DataFrame, on: str, config: OutliersConfig) -> pd.DataFrame:
-    """Give top rows without a reason that of their well or treatment, unless it is an artefact."""
-    explained = upper[upper[REASON].notna() & (upper[REASON] != ARTEFACT)]
-    given = {row[on]: (row[REASON], row[EVIDENCE]) for row in explained.to_dict(orient="records")}
-    result, names = table.copy(), table[on].tolist()
-    for row in np.flatnonzero(_in_top(table, config) & table[REASON].isna()).tolist():
-        if names[row] in given:
-            reason, evidence = given[names[row]]
-            result.loc[row, [REASON, EVIDENCE]] = [reason, f"{names[row]}: {evidence}"]
-    return result
+def _novel(
+    screen: Screen, quality: pd.DataFrame, artefacts: Finding, wells: Wells, trusted: Bools, limit: float
+) -> tuple[Finding, Means, pd.DataFrame]:
+    means = treatment_means(wells.treatments, wells.features, trusted)
+    treatments, _ = to_treatments(wells.meta, wells.features[:, :1], "mean")
+    area = _area(screen.fields, quality, ~(artefacts.z >= limit))
+    share = area.reindex(list(wells.treatments.names)).fillna(1.0).to_numpy(dtype=np.float64)
+    return find_novel(wells.treatments, means, share), means, treatments
+
+
+def _area(fields: pd.DataFrame, quality: pd.DataFrame, clean: Bools) -> pd.Series[float]:
+    """The area under cells by treatment, relative to the negative controls of the same plates."""
+    if "QC_CellArea" not in quality:
+        return pd.Series(dtype=float)
+    area = quality["QC_CellArea"].where(clean)
+    control = area.where((fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL).to_numpy())
+    usual = control.groupby(fields[c.PLATE]).transform("median")
+    return (area / usual.where(usual > 0)).groupby(fields[c.TREATMENT]).median()
+
+
+def _measure_fields(screen: Screen, seen: Seen, config: OutliersConfig) -> Measured:
+    fields = screen.fields
+    found = detect(seen.features, seen.plate, config.detectors, config.neighbors, seen.reference)
+    columns = {
+        CLASS_DISTANCE: class_distance(
+            seen.features, *(pd.factorize(fields[name], sort=True)[0] for name in (WELL_NAME, c.TREATMENT))
+        ),
+        CONTROL_DISTANCE: np.sqrt((seen.features.astype(np.float64) ** 2).sum(axis=1)),
+        MAP_DISTANCE: map_distance(fields, screen.places),
+    }
+    return Measured(seen.nearest, found, columns)
+
+
+def _measure_wells(wells: Wells, doubts: Doubts, config: OutliersConfig) -> Measured:
+    reference = reference_rows(len(wells.meta), config.reference_rows)
+    near = nearest_rows(wells.features, wells.plate, config.neighbors, reference)
+    found = detect(wells.features, wells.plate, config.detectors, config.neighbors, reference)
+    looks = [wells.treatments.names[at] if at >= 0 else None for at in doubts.looks_like]
+    columns = {
+        CLASS_DISTANCE: np.sqrt(doubts.own),
+        CONTROL_DISTANCE: np.sqrt((wells.features**2).sum(axis=1)),
+        "other_distance": np.sqrt(doubts.other),
+        LOOKS_LIKE: pd.array(looks, dtype="string"),
+    }
+    if TRAINED in wells.meta:
+        columns[TRAINED] = wells.meta[TRAINED].to_numpy(dtype=bool)
+    return Measured(near, found, columns)
+
+
+def _measure_means(means: Means, wells: Wells, config: OutliersConfig) -> Measured:
+    reference = reference_rows(len(means.mean), config.reference_rows)
+    one = np.zeros(len(means.mean), dtype=np.int64)
+    near = nearest_rows(means.mean, one, config.neighbors, reference)
+    found = detect(means.mean, one, config.detectors, config.neighbors, reference)
+    return Measured(near, found, {CONTROL_DISTANCE: np.sqrt((means.mean**2).sum(axis=1))})

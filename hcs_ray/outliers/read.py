@@ -1,0 +1,77 @@
+"""What the stage reads: fields, embeddings in few components, quality columns, split and map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from hcs_ray import contracts as c
+from hcs_ray.config import OutliersConfig
+from hcs_ray.contracts import InputError
+from hcs_ray.outliers.artefacts import WELL_NAME
+from hcs_ray.outliers.space import Reduction
+from hcs_ray.profiles.aggregate import Floats
+from hcs_ray.study import Study
+from hcs_ray.tables import embedding_chunks, read_index, read_split
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A screen's fields (N rows: key and ``Metadata_*``) with their embeddings (N, K), row-aligned.
+
+    ``index`` has the ``QC_*`` columns by key, ``places`` the map (key, x, y) where there is one. A column
+    ``trained`` of ``fields`` says of which the network learned the label.
+    """
+
+    fields: pd.DataFrame
+    embeddings: Floats
+    index: pd.DataFrame
+    places: pd.DataFrame | None = None
+
+    def by_key(self) -> Screen:
+        """Sorted by key, with the names of wells."""
+        order = np.argsort(self.fields[c.KEY].to_numpy(dtype=str), kind="stable")
+        fields = self.fields.iloc[order].reset_index(drop=True)
+        fields[WELL_NAME] = fields[c.PLATE].astype(str) + "_" + fields[c.WELL].astype(str)
+        return replace(self, fields=fields, embeddings=self.embeddings[order])
+
+
+def read_screen(study: Study, config: OutliersConfig, with_map: bool) -> Screen:
+    """The screen of a run; embeddings of more than ``config.components`` features are reduced to so many."""
+    reduction = Reduction(config.components)
+    reduction.fit(_plates(study))
+    tables, parts = [], []
+    for table, values in embedding_chunks(study):
+        tables.append(
+            table[[name for name in table if name == c.KEY or str(name).startswith(c.METADATA_PREFIX)]]
+        )
+        parts.append(reduction.apply(_finite(table, values)))
+    fields = pd.concat(tables, ignore_index=True)
+    split = read_split(study)
+    trained = split[split[c.SIDE] == c.TRAIN][[c.PLATE, c.WELL]].assign(trained=True)
+    fields = fields.merge(trained, on=[c.PLATE, c.WELL], how="left")
+    fields["trained"] = fields["trained"].notna() & fields[c.MOA].notna()
+    places = (
+        study.require("map").read_table(study.storage, f"maps/{study.name}.parquet") if with_map else None
+    )
+    index = read_index(study)
+    columns = [name for name in index if name == c.KEY or str(name).startswith(c.QC_PREFIX)]
+    return Screen(fields, np.concatenate(parts), index[columns], places)
+
+
+def _plates(study: Study) -> Iterator[Floats]:
+    """The embeddings of each chunk, a plate's at a time: so a plate's shift is no component."""
+    for table, values in embedding_chunks(study):
+        for rows in table.groupby(c.PLATE, sort=True).indices.values():
+            yield values[rows]
+
+
+def _finite(table: pd.DataFrame, values: Floats) -> Floats:
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        key = table[c.KEY].iloc[int(np.flatnonzero(~finite)[0])]
+        raise InputError(f"{key}: its embedding is not finite; train and embed again")
+    return values
