@@ -170,9 +170,11 @@ def test_the_two_evaluations_stand_side_by_side(tmp_path: Path) -> None:
     assert excluded["wells_lost"] == 2
     assert excluded["scores"]["nsc"]["lost_counted_as_wrong"] == 1
     assert plain["excluded"]["scores"] is None
-    said = [line for name, line in headline(found).items() if name.startswith("without 5 of")]
-    assert "1 treatment lost all fields, counted as wrong" in said[0]["text"]
-    assert not any(name.startswith("without") for name in headline(plain))
+    said = headline(found)["without excluded fields"]["text"]
+    assert (
+        "1 treatment lost all fields, counted as wrong; left out: 5 of 96 fields (5 Debris, 4 Empty)" in said
+    )
+    assert "without excluded fields" not in headline(plain)
 
 
 def test_only_the_named_flags_count_and_small_wells_too(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def _excluded_line(excluded: dict[str, Any]) -> dict[str, Any]:
         left_out += f", {excluded['wells_too_small']} wells below {excluded['minimum_fields']} fields"
     scores = excluded["scores"]
     found = without_text(scores) if scores else f"cannot be scored: {excluded['impossible']}"
-    return {f"without {left_out}": {"text": found}}
+    return {"without excluded fields": {"text": f"{found}; left out: {left_out}"}}
 
 
 @dataclass
