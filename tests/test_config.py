@@ -79,3 +79,11 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, int | st
 def test_the_schema_describes_every_section() -> None:
     schema = StudyConfig.model_json_schema()
     assert set(schema["properties"]) == set(yaml.safe_load(to_yaml(StudyConfig())))
+
+
+def test_keys_that_came_later_make_nothing_stale_at_their_default() -> None:
+    """Embeddings made before there were tiles are still those of whole fields."""
+    before = stage_config(parse_study("embed: {batch: 8}", "test"), ["embed"])["embed"]
+    assert before == {"chunk_fields": 512, "batch": 8, "precision": "32"}
+    tiled = stage_config(parse_study("embed: {batch: 8, tiles: grid}", "test"), ["embed"])["embed"]
+    assert tiled == {**before, "tiles": "grid"}
