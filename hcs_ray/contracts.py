@@ -58,7 +58,7 @@ UNUSED: Final = "unused"  # no label, or a control left out: embedded, never tra
 
 # --- Embeddings and what is made of them -------------------------------------------------------------
 EMBEDDING: Final = "embedding"  # fixed-size list of float32 or, where embed.dtype says so, float16
-FEATURE_PREFIX: Final = "Embedding_"  # Embedding_0000: a feature with a column of its own, as pycytominer wants
+FEATURE_PREFIX: Final = "Embedding_"  # Embedding_0000: a feature in a column of its own, for pycytominer
 PROBABILITY_PREFIX: Final = "Probability_"  # Probability_<MoA>, sums to 1 over the classes of the checkpoint
 
 # --- File formats: a reader takes its own major version, an older one it names in one line -------------

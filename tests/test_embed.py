@@ -27,7 +27,7 @@ from hcs_ray.model import augment
 from hcs_ray.model.augment import Crop
 from hcs_ray.model.loader import FieldSource
 from hcs_ray.model.network import MoaNetwork, Outputs
-from hcs_ray.shards.read import DamagedMember, ShardReader
+from hcs_ray.shards.read import DamagedMemberError, ShardReader
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import Study, open_study
@@ -311,7 +311,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_damaged_member_ends_it_with_field_shard_and_offset(own: Path) -> None:
     study, _ = trained(own)
     field = damage(own, 7)
-    with pytest.raises(DamagedMember) as told:
+    with pytest.raises(DamagedMemberError) as told:
         Embedder(study, "digest").table(0, 12)
     for word in (f"field {field.key}", field.shard, f"byte {field.offset} "):
         assert word in str(told.value)
@@ -374,4 +374,4 @@ def test_a_store_that_does_not_answer_is_no_damage(own: Path, monkeypatch: pytes
     monkeypatch.setattr(LocalStorage, "read_range", away)
     with pytest.raises(HcsError, match="the store is away") as told:
         embedder.table(0, 3)
-    assert not isinstance(told.value, DamagedMember)
+    assert not isinstance(told.value, DamagedMemberError)

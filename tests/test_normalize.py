@@ -311,9 +311,7 @@ def test_one_batch_cannot_be_aligned(method: Method) -> None:
 
 
 def test_what_a_shrinkage_is_chosen_from_must_be_there() -> None:
-    with pytest.raises(
-        InputError, match=r"all negative controls lie on plate Week0_0.*profile.shrinkage"
-    ):
+    with pytest.raises(InputError, match=r"all negative controls lie on plate Week0_0.*profile.shrinkage"):
         normalize(*drawn_wells(15, weeks=1, plates=1), "sphere")
     with pytest.raises(InputError, match="no batch has negative controls on two plates"):
         normalize(*drawn_wells(15, plates=1), "coral")

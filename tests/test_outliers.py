@@ -18,7 +18,7 @@ from hcs_ray.config import OutliersConfig
 from hcs_ray.contracts import InputError
 from hcs_ray.outliers import Screen, find_outliers, score_screen
 from hcs_ray.outliers.calibrate import log, threshold, within_groups, z_above
-from hcs_ray.outliers.detectors import detect
+from hcs_ray.outliers.detectors import Name, detect
 from hcs_ray.outliers.expected import deviations, of_other_wells
 from hcs_ray.outliers.nearest import nearest_rows, reference_rows
 from hcs_ray.outliers.older import map_distance
@@ -140,7 +140,7 @@ def test_more_cells_than_expected_are_no_artefact() -> None:
     screen = Planted(0)
     screen.spoil("P10_C03_s2", "QC_CellArea", 2.2)
     field = screen.score()["field"].set_index(c.KEY)
-    assert field.loc["P10_C03_s2", "artefact"] < threshold(CONFIG.false_alarms)
+    assert field["artefact"]["P10_C03_s2"] < threshold(CONFIG.false_alarms)
     screen.spoil("P10_C03_s2", "QC_CellArea", 1 / 2.2**2)
     field = screen.score()["field"].set_index(c.KEY)
     assert field.loc["P10_C03_s2", "reason"] == "artefact"
@@ -400,7 +400,7 @@ def test_detectors_are_pyods_and_agree_when_the_rest_is_scored_in_chunks() -> No
     features = chance.standard_normal((400, 6)).astype(np.float32)
     features[7] += 8
     one = np.zeros(400, dtype=int)
-    names = ("knn", "lof", "ecod", "iforest")
+    names: tuple[Name, ...] = ("knn", "lof", "ecod", "iforest")
     whole = detect(features, one, names, 7, np.arange(400))
     assert all(scores.argmax() == 7 for scores in whole.values())
     lof = LOF(n_neighbors=20, algorithm="brute").fit(features).decision_scores_

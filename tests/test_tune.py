@@ -17,11 +17,11 @@ import torch
 
 from hcs_ray import contracts as c
 from hcs_ray.config import parse_sweep
+from hcs_ray.profiles.folds import compounds
 from hcs_ray.stage import read_record
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import open_study
 from hcs_ray.tables import read_embeddings
-from hcs_ray.tune import folds
 from hcs_ray.tune.sweep import _can_go_on
 from tests.command import HCS_RAY, hcs_ray, refused
 from tests.conftest import REPOSITORY
@@ -263,7 +263,7 @@ def assert_went_on(study: Path, folder: Path) -> None:
 @pytest.mark.soak
 def test_compounds_left_out_are_scored_in_their_own_folds(study: Path, tmp_path: Path, cluster: str) -> None:
     sweep = tmp_path / "sweep.yaml"
-    names = folds.compounds(open_study(str(study)))
+    names = compounds(open_study(str(study)))
     sweep.write_text(
         f"space: {{split.leave_out: {{kind: compounds, values: {json.dumps(names[:2])}}}}}\n"
         "fixed: {train.epochs: 1}\nresources: {workers: 1}\n"

@@ -154,7 +154,8 @@ class MapConfig(ExecutionSection):
     min_dist: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="how close dots may lie")
     metric: Literal["cosine", "euclidean"] = "cosine"
     supervised: Literal["none", "moa"] = Field(
-        "none", description="moa: the layout is told the MoA of every labelled field, and proves nothing of it"
+        "none",
+        description="moa: the layout is told the MoA of every labelled field, and proves nothing of it",
     )
     landmarks: Annotated[int, Field(ge=4)] = Field(
         20_000, description="of more fields, so many are laid out and all others placed among them"
@@ -181,7 +182,7 @@ class OutliersConfig(Section):
     )
     components: PositiveInt = Field(64, description="of longer embeddings so many principal ones are used")
     reference_rows: Annotated[int, Field(ge=1000)] = Field(
-        20_000, description="in larger tables neighbours are of the own plate and of so many others"
+        10_000, description="in larger tables neighbours are of the own plate and of so many others"
     )
 
 

@@ -29,7 +29,7 @@ from hcs_ray.model.epochs import Positions, Share, with_anchors
 from hcs_ray.model.loader import BatchLoader, FieldSource
 from hcs_ray.model.network import Outputs
 from hcs_ray.model.targets import ANCHOR
-from hcs_ray.shards.read import DamagedMember, ShardReader
+from hcs_ray.shards.read import DamagedMemberError, ShardReader
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study
 from hcs_ray.tables import chunk_file
@@ -67,7 +67,7 @@ class Embedder:
         """A chunk, as its file holds it.
 
         Raises:
-            DamagedMember: a field is damaged, and ``embed.on_error`` is fail; names field, shard and offset.
+            DamagedMemberError: a field is damaged, ``embed.on_error`` is fail; names field, shard and offset.
             HcsError: the storage does not give a field.
             InputError: the network is control-anchored, and a plate has no control to anchor it.
         """
@@ -77,7 +77,7 @@ class Embedder:
         unreadable: list[Unreadable] = []
         try:
             found = self._infer(source, kept)
-        except DamagedMember:
+        except DamagedMemberError:
             if self._config.on_error == "fail":
                 raise
             unreadable = self._unreadable(source, kept)
@@ -167,7 +167,7 @@ class Embedder:
                 with contextlib.closing(loader):
                     (batch,) = loader
                 return batch["images"]
-            except DamagedMember:
+            except DamagedMemberError:
                 if self._config.on_error == "fail":
                     raise
             damaged = [row.key for row in self._unreadable(source, found.anchors)]
@@ -179,7 +179,7 @@ class Embedder:
         def look(row: int) -> Unreadable | None:
             try:
                 source.image(row, self._part)
-            except DamagedMember as error:
+            except DamagedMemberError as error:
                 about = source.fields.iloc[row]
                 return Unreadable(about[c.KEY], about[c.SHARD], int(about[c.OFFSET]), str(error))
             return None

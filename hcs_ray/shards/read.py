@@ -43,7 +43,7 @@ _NAME: Final = slice(0, 100)  # of a tar's header; a longer name is cut there
 _SIZE: Final = slice(124, 136)
 
 
-class DamagedMember(HcsError):
+class DamagedMemberError(HcsError):
     """A member's bytes are not those that were written, also when read again."""
 
 
@@ -108,7 +108,7 @@ class ShardReader:
 
         Raises:
             InputError: there is no such shard.
-            DamagedMember: the bytes are damaged, also when asked again; names shard and offset.
+            DamagedMemberError: the bytes are damaged, also when asked again; names shard and offset.
             HcsError: the storage does not give them, also when asked again; names shard and offset.
         """
         return Fetched(member, self._retried(lambda: self._open(member)))
@@ -119,7 +119,7 @@ class ShardReader:
         Equal to `corrected` and the means of its blocks, without the arrays between.
 
         Raises:
-            DamagedMember: the member is forged; names shard and offset.
+            DamagedMemberError: the member is forged; names shard and offset.
         """
         scale = None if plate is None else (plate.gain, plate.bias.reshape(-1))
         try:
@@ -179,8 +179,8 @@ class ShardReader:
         except HcsError as error:
             raise type(error)(f"the member at byte {offset} of {error}") from None
 
-    def _damaged(self, shard: str, offset: int, why: str) -> DamagedMember:
-        return DamagedMember(
+    def _damaged(self, shard: str, offset: int, why: str) -> DamagedMemberError:
+        return DamagedMemberError(
             f"{self.storage.url}/shards/{shard}: the member at byte {offset} is damaged ({why}); "
             "copy the shard again or run hcs-ray shard --force"
         )
