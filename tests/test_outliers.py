@@ -20,7 +20,7 @@ from hcs_ray.outliers import Screen, find_outliers, score_screen
 from hcs_ray.outliers.calibrate import log, threshold, within_groups, z_above
 from hcs_ray.outliers.detectors import Name, detect
 from hcs_ray.outliers.expected import deviations, of_other_wells
-from hcs_ray.outliers.nearest import nearest_rows, reference_rows
+from hcs_ray.outliers.nearest import Candidates, nearest_rows, reference_rows
 from hcs_ray.outliers.older import map_distance
 from hcs_ray.outliers.replicates import Treatments, doubt_labels, find_novel, treatment_means
 from hcs_ray.outliers.space import Reduction, whitened
@@ -167,12 +167,12 @@ def test_an_embedding_far_from_everything_is_an_artefact_and_says_so() -> None:
 def test_an_empty_well_is_an_artefact_by_what_its_fields_show() -> None:
     screen = Planted(1)
     for site in (1, 2):
-        screen.spoil(f"P1_C05_s{site}", "QC_Mean_DNA", 0.1)
+        for column, factor in (("QC_Mean_DNA", 0.1), ("QC_P99_Actin", 0.1), ("QC_CellArea", 0.02)):
+            screen.spoil(f"P1_C05_s{site}", column, factor)
     first = screen.score()["well"].sort_values("artefact", ascending=False).iloc[0]
-    assert (first["well"], first["reason"]) == ("P1_C05", "artefact")
+    assert (first["well"], str(first["reason"])) == ("P1_C05", "artefact")
     assert first["evidence"].startswith("P1_C05_s")
-    assert "mean intensity of DNA" in first["evidence"]
-    assert "below" in first["evidence"]
+    assert "MADs below" in first["evidence"]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -359,7 +359,7 @@ def test_a_small_plates_scale_is_mostly_that_of_the_screen() -> None:
 def test_nearest_rows_equal_a_naive_search(seed: int, rows: int, neighbors: int) -> None:
     chance = np.random.default_rng(seed)
     features, groups = chance.standard_normal((rows, 3)), chance.integers(0, 3, rows)
-    found = nearest_rows(features, groups, neighbors, reference_rows(rows, 1000))
+    found = nearest_rows(features, neighbors, Candidates(groups, groups, reference_rows(rows, 1000)))
     square = np.linalg.norm(features[:, None] - features[None], axis=2)
     np.fill_diagonal(square, np.inf)
     k = min(neighbors, rows - 1)
@@ -368,21 +368,25 @@ def test_nearest_rows_equal_a_naive_search(seed: int, rows: int, neighbors: int)
     assert all(row not in near for row, near in enumerate(found.rows.tolist()))
 
 
-def test_with_a_reference_distances_are_those_to_the_plate_and_the_reference() -> None:
+def test_with_a_reference_distances_are_those_to_plate_replicates_and_reference() -> None:
     chance = np.random.default_rng(1)
     features, groups = chance.standard_normal((300, 4)), np.repeat(np.arange(10), 30)
     reference = reference_rows(300, 60)
-    found = nearest_rows(features, groups, 5, reference)
+    treatments = np.where(np.arange(300) % 3 == 0, 29, np.arange(300) % 29)  # 29: too many
+    found = nearest_rows(features, 5, Candidates(groups, treatments, reference))
     for row in range(300):
-        there = [i for i in range(300) if i != row and (groups[i] == groups[row] or i in set(reference))]
+        kin = set(treatments[groups == groups[row]]) - {29}
+        near = [groups[i] == groups[row] or i in set(reference) or treatments[i] in kin for i in range(300)]
+        there = [i for i in np.flatnonzero(near) if i != row]
         expected = np.sort(np.linalg.norm(features[there] - features[row], axis=1))[:5]
         np.testing.assert_allclose(found.distance[row], expected.mean(), atol=1e-6)
 
 
 def test_equal_and_single_rows_have_neighbours() -> None:
-    one = nearest_rows(np.ones((1, 4)), np.zeros(1, dtype=int), 7, np.zeros(1, dtype=int))
+    zero = np.zeros(5, dtype=int)
+    one = nearest_rows(np.ones((1, 4)), 7, Candidates(zero[:1], zero[:1], zero[:1]))
     assert (one.distance.tolist(), one.rows.shape) == ([0.0], (1, 0))
-    same = nearest_rows(np.ones((5, 4)), np.zeros(5, dtype=int), 2, np.arange(5))
+    same = nearest_rows(np.ones((5, 4)), 2, Candidates(zero, zero, np.arange(5)))
     assert all(row not in near for row, near in enumerate(same.rows.tolist()))
     screen = Planted(0)
     treated = (screen.fields[c.COMPOUND] != "DMSO").to_numpy()
@@ -532,3 +536,18 @@ def fixed_size(table: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(table.drop(columns=c.EMBEDDING), preserve_index=False).append_column(
         c.EMBEDDING, column
     )
+
+
+def test_detail_that_all_channels_share_is_on_the_glass() -> None:
+    screen = Planted(0)
+    chance = np.random.default_rng(3)
+    for channel in ("DNA", "Actin"):
+        likeness = 0.2 + 0.02 * chance.standard_normal(len(screen.index))
+        screen.index[f"QC_DetailCorrelation_{channel}"] = likeness
+    for channel in ("DNA", "Actin"):
+        screen.spoil("P10_C03_s2", f"QC_DetailCorrelation_{channel}", value=0.4)
+        screen.spoil("P10_C04_s1", f"QC_DetailCorrelation_{channel}", value=-0.1)
+    field = screen.score()["field"].set_index(c.KEY)
+    assert str(field["reason"]["P10_C03_s2"]) == "artefact"
+    assert field["drivers"]["P10_C03_s2"][0].startswith("QC_DetailCorrelation_")
+    assert field["artefact"]["P10_C04_s1"] < field["artefact"]["P10_C03_s2"] / 2

@@ -1,15 +1,16 @@
 """Artefacts: fields whose image, or whose embedding, is unlike what their plate and replicates show.
 
-Three kinds of evidence, each on the scale of ordinary fields (`z_above`):
+Four kinds of evidence, each on the scale of ordinary fields (`z_above`):
 
 - the image: the Mahalanobis distance of the quality columns' deviations (`deviations`), from which what the
   number of cells explains is taken away, since a field with more cells than expected is no artefact;
 - fewer cells than expected, one-sided;
+- fine detail that is more alike in all channels than expected, one-sided: what shows in all of them at one
+  place, a rim or dust, lies on the glass;
 - the embedding: far from the treatment's other wells, and from the nearest fields too. The smaller of both
   counts: a mislabelled well is near to others, a rare phenotype to its own.
 
-The root of the sum of squares of the larger of the first two and of the third is the score, once more on the
-scale of the controls.
+The root of the sum of the squares of what is above 0 is the score, once more on the scale of the controls.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _PRIOR_FIELDS: Final = 1  # a treatment's own level counts as much as that of al
 _WORTH_WORDS: Final = 1.2  # z-scores below are never evidence
 _NAMED: Final = 3  # columns in the evidence
 _FEWER: Final = ("QC_NucleusCount", "QC_CellArea")
+_ALIKE: Final = "QC_DetailCorrelation_"
 
 
 class Evidence(NamedTuple):
@@ -66,7 +68,7 @@ def find_artefacts(
     nothing to go by.
     """
     image = quality_evidence(deviations, controls)
-    parts = [np.max([part.z for part in image], axis=0)] if image else []
+    parts = [part.z for part in image]
     if embedding:
         over = [by_role(over_replicates(log(distance), treatment), controls) for distance in embedding]
         parts.append(np.nan_to_num(np.fmin.reduce(over)))
@@ -101,26 +103,36 @@ def _explained(
 
 
 def quality_evidence(deviations: Deviations, controls: Bools) -> list[Evidence]:
-    """The evidence of the image and of the number of cells; what there are no columns for is left out."""
+    """The evidence of the image, of cells and of likeness; what there are no columns for is left out."""
     varies = np.flatnonzero(np.abs(deviations.z).max(axis=0, initial=0.0) > 0)
     if not varies.size:
         return []
     z = deviations.z[:, varies]
     names = [deviations.columns[at].name for at in varies]
     counts = [number for number, name in enumerate(names) if name in _FEWER]
+    alike = [number for number, name in enumerate(names) if name.startswith(_ALIKE)]
     found = []
     if counts:
         fewer = -z[:, counts].mean(axis=1)
         fewer /= max(spread_of(fewer), 1e-3)
-        share = np.zeros(deviations.z.shape)
-        share[:, varies[counts]] = np.maximum(-z[:, counts], 0)
-        found.append(Evidence(z_above(np.maximum(fewer, 0.0), controls), share))
+        found.append(_one_sided(fewer, -z, counts, varies, deviations, controls))
         z = _without(z, np.minimum(fewer, _COUNT_REACH))
+    if alike:
+        found.append(_one_sided(z[:, alike].mean(axis=1), z, alike, varies, deviations, controls))
     squares = z * (z @ np.linalg.inv(_covariance(z)))
     share = np.zeros(deviations.z.shape)
     share[:, varies] = squares
-    found.append(Evidence(z_above(log(np.sqrt(np.maximum(squares.sum(axis=1), 0))), controls), share))
+    found.append(Evidence(by_role(log(np.sqrt(np.maximum(squares.sum(axis=1), 0))), controls), share))
     return found
+
+
+def _one_sided(
+    values: Float64, z: Float64, columns: list[int], varies: Ints, deviations: Deviations, controls: Bools
+) -> Evidence:
+    """Evidence of what is above 0 in some of the columns that vary."""
+    share = np.zeros(deviations.z.shape)
+    share[:, varies[columns]] = np.maximum(z[:, columns], 0)
+    return Evidence(by_role(np.maximum(values, 0.0), controls), share)
 
 
 def class_distance(features: Floats, well: Ints, treatment: Ints) -> Float64:

@@ -9,7 +9,7 @@ that a toxic treatment's fields are not odd for being few-celled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ _MANY_WELLS: Final = 24  # of a treatment: the median hardly depends on one of t
 _MEDIAN_COST: Final = 1.25  # variance of the median of n values, times n, over that of one (small n, normal)
 _BINS: Final = 8  # of the expected number of cells, where the spread is measured
 _FIELDS_A_BIN: Final = 40
+_UNREST_CUT: Final = 2.5  # standard deviations
 _PRIOR_FIELDS: Final = 2  # a treatment's own unrest counts as much as that of all from so many fields on
 _FEWEST_CELLS: Final = 0.5
 _FLOOR: Final = 0.01  # of a column's median: below it a logarithm says nothing
@@ -31,15 +32,21 @@ _FLOOR: Final = 0.01  # of a column's median: below it a logarithm says nothing
 
 @dataclass(frozen=True)
 class Measure:
-    """A kind of quality column, ``QC_<Measure>_<Channel>`` or ``QC_<Measure>``."""
+    """A kind of quality column, ``QC_<Measure>_<Channel>`` or ``QC_<Measure>``.
+
+    Intensities are compared by their logarithm, shares and counts by their square root, correlations by
+    Fisher's z.
+    """
 
     words: str
-    share: bool = False  # or count: compared by its square root, the others by their logarithm
+    scale: Literal["logarithm", "root", "fisher"] = "logarithm"
     least_spread: float = 0.02  # on that scale, so that rounding among equals is no outlier
 
     def scaled(self, values: Float64) -> Float64:
         """Values (N,) on the scale on which their deviations are alike, small or large."""
-        if self.share:
+        if self.scale == "fisher":
+            return np.asarray(np.arctanh(np.clip(values, -0.999, 0.999)))
+        if self.scale == "root":
             return np.sqrt(np.maximum(values, 0.0))
         floor = max(_FLOOR * float(np.nanmedian(np.abs(values))), float(np.finfo(np.float32).tiny))
         return np.asarray(np.log(np.maximum(values, floor)))
@@ -55,11 +62,12 @@ MEASURES: Final[dict[str, Measure]] = {
     "P99": Measure("99th percentile"),
     "Background": Measure("background"),
     "IlluminationResidual": Measure("unevenness of the background"),
-    "Saturated": Measure("share of saturated pixels", share=True),
-    "Zero": Measure("share of black pixels", share=True),
-    "NucleusCount": Measure("number of nuclei", share=True, least_spread=0.1),
-    "CellArea": Measure("share of the area under cells", share=True),
-    "Debris": Measure("share of the area under debris", share=True),
+    "DetailCorrelation": Measure("likeness of its fine detail to other channels'", scale="fisher"),
+    "Saturated": Measure("share of saturated pixels", scale="root"),
+    "Zero": Measure("share of black pixels", scale="root"),
+    "NucleusCount": Measure("number of nuclei", scale="root", least_spread=0.1),
+    "CellArea": Measure("share of the area under cells", scale="root"),
+    "Debris": Measure("share of the area under debris", scale="root"),
 }
 _COUNTS: Final = ("NucleusCount", "CellArea")  # the first of these that is there says how many cells
 
@@ -135,18 +143,29 @@ def of_other_wells(values: Float64, well: Ints, treatment: Ints) -> tuple[Float6
 
     NaN and 0 where there is no other well.
     """
+    median = _middle if np.isfinite(values).all() else _known_middle
     expected, others = np.full_like(values, np.nan), np.zeros(len(values), dtype=np.int64)
     for rows in rows_by(treatment):
         wells = well[rows]
         distinct, sizes = np.unique(wells, return_counts=True)
         if len(distinct) > _MANY_WELLS:
-            expected[rows], others[rows] = np.nanmedian(values[rows], axis=0), len(rows) - sizes.min()
+            expected[rows], others[rows] = median(values[rows]), len(rows) - sizes.min()
             continue
         for number in distinct if len(distinct) > 1 else ():
             own = wells == number
-            expected[rows[own]] = np.nanmedian(values[rows[~own]], axis=0)
+            expected[rows[own]] = median(values[rows[~own]])
             others[rows[own]] = int((~own).sum())
     return expected, others
+
+
+def _middle(values: Float64) -> Float64:
+    """The median of columns (n, Q) without NaN; numpy's takes several times as long for few rows."""
+    ordered, half = np.sort(values, axis=0), len(values) // 2
+    return np.asarray((ordered[half] + ordered[-1 - half]) / 2)
+
+
+def _known_middle(values: Float64) -> Float64:
+    return np.asarray(np.nanmedian(values, axis=0))
 
 
 def rows_by(groups: Ints) -> list[Ints]:
@@ -202,11 +221,13 @@ def _on_plate(z: Float64, plate: Ints) -> Float64:
 def _unrest(z: Float64, treatment: Ints) -> Float64:
     """How much more the fields of each row's treatment deviate than others do, (N,), at least 1.
 
-    The median over all columns and fields, which one bad field among six does not move much, shrunk to 1.
+    The median over its fields of their mean absolute deviation, cut where one column could carry it, which
+    one bad field among six does not move much; shrunk to 1.
     """
-    if not z.shape[1]:
+    varies = np.abs(z).max(axis=0, initial=0.0) > 0
+    if not varies.any():
         return np.ones(len(z))
-    typical = np.median(np.abs(z), axis=1)
+    typical = np.minimum(np.abs(z[:, varies]), _UNREST_CUT).mean(axis=1)
     rows = np.bincount(treatment)[treatment]
     own = pd.Series(typical).groupby(treatment).transform("median").to_numpy() / np.median(typical)
     square = (rows * np.maximum(own, 1.0) ** 2 + _PRIOR_FIELDS) / (rows + _PRIOR_FIELDS)

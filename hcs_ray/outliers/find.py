@@ -44,7 +44,7 @@ from hcs_ray.outliers.levels import (
     level_table,
     limits,
 )
-from hcs_ray.outliers.nearest import Nearest, nearest_rows, reference_rows
+from hcs_ray.outliers.nearest import Candidates, Nearest, nearest_rows, reference_rows
 from hcs_ray.outliers.older import map_distance
 from hcs_ray.outliers.read import Screen, read_screen
 from hcs_ray.outliers.replicates import (
@@ -157,7 +157,8 @@ def _see_fields(fields: pd.DataFrame, embeddings: Floats, config: OutliersConfig
     features = space.whitened(moved, treatment, [moved.shape[1]]).astype(np.float32)
     plate = pd.factorize(fields[c.PLATE], sort=True)[0]
     reference = reference_rows(len(fields), config.reference_rows)
-    return Seen(features, nearest_rows(features, plate, config.neighbors, reference), plate, reference)
+    near = nearest_rows(features, config.neighbors, Candidates(plate, treatment, reference))
+    return Seen(features, near, plate, reference)
 
 
 def _artefacts(fields: pd.DataFrame, quality: pd.DataFrame, seen: Seen) -> Finding:
@@ -243,7 +244,8 @@ def _measure_fields(screen: Screen, seen: Seen, config: OutliersConfig) -> Measu
 
 def _measure_wells(wells: Wells, doubts: Doubts, config: OutliersConfig) -> Measured:
     reference = reference_rows(len(wells.meta), config.reference_rows)
-    near = nearest_rows(wells.features, wells.plate, config.neighbors, reference)
+    candidates = Candidates(wells.plate, wells.treatments.code, reference)
+    near = nearest_rows(wells.features, config.neighbors, candidates)
     found = detect(wells.features, wells.plate, config.detectors, config.neighbors, reference)
     looks = [wells.treatments.names[at] if at >= 0 else None for at in doubts.looks_like]
     columns = {
@@ -260,6 +262,7 @@ def _measure_wells(wells: Wells, doubts: Doubts, config: OutliersConfig) -> Meas
 def _measure_means(means: Means, wells: Wells, config: OutliersConfig) -> Measured:
     reference = reference_rows(len(means.mean), config.reference_rows)
     one = np.zeros(len(means.mean), dtype=np.int64)
-    near = nearest_rows(means.mean, one, config.neighbors, reference)
+    own = np.arange(len(means.mean))
+    near = nearest_rows(means.mean, config.neighbors, Candidates(one, own, reference))
     found = detect(means.mean, one, config.detectors, config.neighbors, reference)
     return Measured(near, found, {CONTROL_DISTANCE: np.sqrt((means.mean**2).sum(axis=1))})

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import uniform_filter
 
 from hcs_ray.shards import kernels
 from hcs_ray.shards.illumination import block_areas
@@ -25,6 +26,7 @@ HISTOGRAM_PIXELS: Final = 1 << 19
 LEVELS: Final = 128  # of brightness, eight an octave
 LEVEL_OF_ONE: Final = 64  # a field's own 99th percentile over its background
 _LEAST_FOCUS_PX: Final = 2  # single pixels' noise hides what a blur takes away
+_DETAIL_BLOCKS: Final = 9  # an eighteenth of a field: about a cell on BBBC021
 _MANTISSA_BITS: Final = 20  # of a float32 that are dropped to get its level
 _EXPONENT_OF_ONE: Final = 127 << 3
 _BACKGROUND_SHARE: Final = 0.1  # of the tiles' darkest blocks: cells cover some tiles whole
@@ -51,6 +53,7 @@ class FieldMeasures:
         any_level: (LEVELS,) number of blocks of each brightness in their brightest channel, see `levels_of`.
         two_level: The same in their second brightest channel; in the only one, where there is one.
         nuclei: Their number, where there is a nuclear channel.
+        alike: (C,) see `detail_correlations`; 0 with one channel.
     """
 
     values: Float64
@@ -61,6 +64,7 @@ class FieldMeasures:
     any_level: npt.NDArray[np.uint32]
     two_level: npt.NDArray[np.uint32]
     nuclei: int | None
+    alike: Float64
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class FieldReader:
             any_level=levels_of(brightest),
             two_level=levels_of(second),
             nuclei=self._nuclei(frame, histograms),
+            alike=detail_correlations(frame),
         )
         return measures, frame
 
@@ -203,6 +208,24 @@ def focus_score(blocks: npt.NDArray[np.uint32], mean: float) -> float:
         return 0.0
     total, squares = kernels.laplacian_sums(blocks)
     return float(max(squares - total**2 / number, 0.0) / number / mean**2)
+
+
+def detail_correlations(frame: Float32) -> Float64:
+    """Mean correlation (C,) of each channel's fine detail with that of the others, of a frame (C, h, w).
+
+    Fine is what the mean of 9 x 9 blocks leaves. Stains show different parts of a cell; what shows in all of
+    them at the same place, a rim or dust, lies on the glass. 0 for a channel without detail or alone.
+    """
+    if len(frame) == 1:
+        return np.zeros(1)
+    detail = (frame - uniform_filter(frame, size=(1, _DETAIL_BLOCKS, _DETAIL_BLOCKS))).reshape(len(frame), -1)
+    detail -= detail.mean(axis=1, keepdims=True)
+    # Not by BLAS, whose sums depend on its threads: a plate's bytes follow from its images alone.
+    products = np.einsum("ik,jk->ij", detail, detail, dtype=np.float64)
+    size = np.sqrt(np.diagonal(products))
+    correlation = products / np.maximum(np.outer(size, size), np.finfo(np.float32).tiny)
+    np.fill_diagonal(correlation, 0.0)
+    return np.asarray(correlation.sum(axis=1) / (len(frame) - 1))
 
 
 def darkest_blocks(frame: Float32, edges: Edges) -> tuple[Float32, npt.NDArray[np.uint32]]:

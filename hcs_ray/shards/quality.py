@@ -51,8 +51,9 @@ def field_table(
     that of black ones; ``Mean``, ``SD``, ``P01``, ``P50`` and ``P99`` in camera units; ``Background`` the
     tenth percentile, over a grid of 8 x 8 tiles, of each tile's darkest block; ``IlluminationResidual``
     (N, C) the coefficient of variation of those blocks after correction; ``WellSpread`` that of the means of
-    a well's fields, NaN for one field. ``NucleusCount`` is there with a nuclear channel; ``CellArea`` and
-    ``Debris`` are shares of the area.
+    a well's fields, NaN for one field; ``DetailCorrelation``, of two channels or more, the mean correlation
+    of a channel's fine detail with that of the others. ``NucleusCount`` is there with a nuclear channel;
+    ``CellArea`` and ``Debris`` are shares of the area.
     """
     values = np.stack([field.values for field in fields])
     columns: dict[str, npt.NDArray[np.generic]] = {}
@@ -60,6 +61,8 @@ def field_table(
     for number, channel in enumerate(channels):
         measured = dict(zip(MEASURES, values[:, number].T, strict=True))
         measured |= {"IlluminationResidual": residuals[:, number], "WellSpread": spreads[:, number]}
+        if len(channels) > 1:
+            measured["DetailCorrelation"] = np.array([field.alike[number] for field in fields])
         columns |= {f"{QC_PREFIX}{name}_{channel}": column for name, column in measured.items()}
     if fields[0].nuclei is not None:
         columns[f"{QC_PREFIX}NucleusCount"] = np.array([field.nuclei for field in fields], np.int64)
