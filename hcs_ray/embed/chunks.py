@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ Chunk = tuple[int, int]  # first and last row of the index, both in it
 
 _CLAIM: Final = b"hcs_ray_claim"  # of a file's metadata: the digest of what it was made from
 NETWORK: Final = b"hcs_ray_network"  # of a file's metadata: the backbone
+_CONTENT: Final = b"hcs_ray_content"  # of a file's metadata: the digest of all else in the table
 _UNREADABLE: Final = b"hcs_ray_unreadable"  # of a file's metadata: the fields that were left out, as JSON
 
 
@@ -68,21 +69,34 @@ def chunk_table(
     about = {_CLAIM: digest.encode(), NETWORK: str(spec.model["backbone"]).encode()}
     if unreadable:
         about[_UNREADABLE] = json.dumps(unreadable).encode()
-    return table.replace_schema_metadata(about)
+    return table.replace_schema_metadata({**about, _CONTENT: _content(table, about)})
 
 
 def inspect_chunk(data: bytes, chunk: Chunk, digest: str) -> ChunkFile | None:
     """What a file's bytes hold, or None where they are damaged, of another claim or not of this chunk."""
     try:
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        for _ in file.iter_batches():  # every page is compared with its checksum
-            pass
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return None
-    about = file.schema_arrow.metadata or {}
-    if about.get(_CLAIM) != digest.encode() or NETWORK not in about:
+    about = dict(table.schema.metadata or {})
+    content = about.pop(_CONTENT, None)
+    if about.get(_CLAIM) != digest.encode() or content != _content(table, about):
         return None
     unreadable = tuple(Unreadable(*row) for row in json.loads(about.get(_UNREADABLE, b"[]")))
-    if file.metadata.num_rows + len(unreadable) != chunk[1] - chunk[0] + 1:
+    if table.num_rows + len(unreadable) != chunk[1] - chunk[0] + 1:
         return None
     return ChunkFile(len(data), hashlib.sha256(data).hexdigest(), unreadable)
+
+
+def _content(table: pa.Table, about: Mapping[bytes, bytes]) -> bytes:
+    """A digest of names and values; the checksums in a Parquet file cover the values' pages alone."""
+    digest = hashlib.sha256(repr(sorted(about.items())).encode())
+    for name in table.column_names:
+        column = table[name]
+        if name == c.EMBEDDING:
+            values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            digest.update(f"{name} {values.dtype} {column.type.list_size}".encode())
+            digest.update(values.tobytes())
+        else:
+            digest.update(f"{name} {column.to_pylist()}".encode())
+    return digest.hexdigest().encode()
