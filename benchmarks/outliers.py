@@ -11,10 +11,11 @@ temporary folder, and prints time and the highest resident memory of each part.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from hcs_ray.outliers.nearest import Candidates, reference_rows
 from hcs_ray.outliers.older import map_distance
 from hcs_ray.outliers.read import Screen, read_screen
 from hcs_ray.outliers.space import Reduction
+from hcs_ray.profiles.aggregate import Floats
 from hcs_ray.study import open_study
 
 BINS = ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.01))
@@ -42,12 +44,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     truth = commands.add_parser("truth")
     truth.add_argument("studies", type=Path, nargs="+")
+    truth.add_argument("--json", action="store_true", help="the headline figures only")
     speed = commands.add_parser("speed")
     speed.add_argument("--rows", type=int, default=100_000)
     speed.add_argument("--features", type=int, default=512)
     arguments = parser.parse_args()
     if arguments.command == "truth":
-        print_truth(arguments.studies)
+        print_truth(arguments.studies, arguments.json)
     else:
         print_speed(arguments.rows, arguments.features)
 
@@ -55,11 +58,22 @@ def main() -> None:
 # --- Against the planted truth ------------------------------------------------------------------------
 
 
-def print_truth(studies: list[Path]) -> None:
+def print_truth(studies: list[Path], as_json: bool) -> None:
     judged = [judge(path) for path in studies]
     fields = pd.concat([fields for fields, _, _ in judged], ignore_index=True)
     wells = pd.concat([wells for _, wells, _ in judged], ignore_index=True)
     treatments = pd.concat([treatments for _, _, treatments in judged], ignore_index=True)
+    if as_json:
+        called = alarm_table(fields)["called artefacts"]
+        figures = {
+            "artefact_auroc": [_auroc(_planted(fields, "all", b), fields[ARTEFACT], fields) for b in BINS],
+            "false_alarms": called["clean"],
+            "recall": called["spoilt, severity 0.5 and more"],
+            "mislabelled_auroc": well_table(wells)["AUROC"].iloc[0],
+            "novel_average_precision": treatment_table(treatments)["average precision, pooled"].iloc[0],
+        }
+        print(json.dumps(figures, default=float))
+        return
     print(f"{len(studies)} screens, {len(fields)} fields")
     print(artefact_table(fields).to_string())
     print(alarm_table(fields).to_string())
@@ -228,14 +242,13 @@ def print_speed(rows: int, features: int) -> None:
     fields = drawn_fields(rows)
     print(f"{rows} fields, {fields[c.PLATE].nunique()} plates, {features} features")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "embeddings.npy"
+        path = Path(folder) / "embeddings.raw"
         _timed("drawn and written", lambda: _draw(path, fields, features))
-        stored = np.load(path, mmap_mode="r")
         reduction = Reduction(config.components)
-        starts = _starts(fields)
-        _timed("components", lambda: reduction.fit(stored[a:b] for a, b in starts))
+        _timed("components", lambda: reduction.fit(_plates(path, fields, features)))
         reduced = _timed(
-            "reduced", lambda: np.concatenate([reduction.apply(np.asarray(stored[a:b])) for a, b in starts])
+            "reduced",
+            lambda: np.concatenate([reduction.apply(block) for block in _plates(path, fields, features)]),
         )
         _recall(reduced, fields, config)
         screen = Screen(fields, reduced, drawn_quality(fields))
@@ -286,19 +299,24 @@ def _draw(path: Path, fields: pd.DataFrame, features: int) -> None:
     """Embeddings of 40 directions and noise, a plate at a time, as a network's mostly are."""
     chance = np.random.default_rng(0)
     directions = chance.standard_normal((40, features), dtype=np.float32)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(fields), features))
     codes = pd.factorize(fields[c.COMPOUND])[0]
+    with path.open("wb") as file:
+        for start, stop in _starts(fields):
+            own = np.stack([np.random.default_rng(code).standard_normal(40) for code in codes[start:stop]])
+            own += 0.5 * chance.standard_normal(own.shape)
+            block = own.astype(np.float32) @ directions
+            block += 0.3 * chance.standard_normal(block.shape, dtype=np.float32)
+            file.write(block.tobytes())
+
+
+def _plates(path: Path, fields: pd.DataFrame, features: int) -> Iterator[Floats]:
+    """The embeddings of each plate, read when they are asked for."""
     for start, stop in _starts(fields):
-        compound = [
-            np.random.default_rng(code).standard_normal(40, dtype=np.float32) for code in codes[start:stop]
-        ]
-        own = np.stack(compound) + 0.5 * chance.standard_normal((stop - start, 40), dtype=np.float32)
-        out[start:stop] = own @ directions
-        out[start:stop] += 0.3 * chance.standard_normal((stop - start, features), dtype=np.float32)
-    out.flush()
+        values = np.fromfile(path, np.float32, (stop - start) * features, offset=4 * start * features)
+        yield values.reshape(stop - start, features)
 
 
-def _recall(reduced: np.ndarray, fields: pd.DataFrame, config: OutliersConfig) -> None:
+def _recall(reduced: Floats, fields: pd.DataFrame, config: OutliersConfig) -> None:
     """How many of the true nearest the search over plate and reference finds, for 500 fields."""
     from sklearn.neighbors import NearestNeighbors
 
@@ -321,10 +339,11 @@ def _recall(reduced: np.ndarray, fields: pd.DataFrame, config: OutliersConfig) -
 
 
 def _timed(what: str, work: Callable[[], T]) -> T:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     result = work()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what}: {time.perf_counter() - start:.1f} s, highest resident {peak:.0f} MB", flush=True)
+    spent = f"{time.perf_counter() - start:.1f} s, {time.process_time() - cpu:.1f} s of CPU"
+    print(f"{what}: {spent}, highest resident so far {peak:.0f} MB", flush=True)
     return result
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from hcs_ray.outliers.replicates import Treatments, doubt_labels, find_novel, tr
 from hcs_ray.outliers.space import Reduction, whitened
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import open_study
+from tests.command import HCS_RAY
 
 CONFIG = OutliersConfig()
 PLATES = ("P1", "P10", "P2")  # "P10_B02" sorts before "P1_B02", as P10 does not before P1
@@ -551,3 +555,20 @@ def test_detail_that_all_channels_share_is_on_the_glass() -> None:
     assert str(field["reason"]["P10_C03_s2"]) == "artefact"
     assert field["drivers"]["P10_C03_s2"][0].startswith("QC_DetailCorrelation_")
     assert field["artefact"]["P10_C04_s1"] < field["artefact"]["P10_C03_s2"] / 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_what_is_planted_in_five_drawn_screens_is_found(tmp_path: Path) -> None:
+    """Each screen with its own network; the tables of docs/outliers.md are printed without ``--json``."""
+    studies = [tmp_path / str(seed) for seed in range(10, 15)]
+    for study in studies:
+        subprocess.run([HCS_RAY, "demo", study, "--seed", study.name], check=True, capture_output=True)
+    script = Path(__file__).parents[1] / "benchmarks/outliers.py"
+    command = [sys.executable, str(script), "truth", "--json", *map(str, studies)]
+    figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert min(figures["artefact_auroc"][1:]) >= 0.95  # from severity 0.4 on
+    assert figures["false_alarms"] <= 0.02
+    assert figures["recall"] >= 0.8  # from severity 0.5 on
+    assert figures["mislabelled_auroc"] >= 0.9
+    assert figures["novel_average_precision"] >= 0.8

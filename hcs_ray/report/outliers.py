@@ -26,9 +26,9 @@ from hcs_ray.palette import NO_LABEL
 from hcs_ray.report.pictures import FieldPictures, Picture
 
 EXPLANATIONS: Final = {
-    ARTEFACT: "The image is at fault: out of focus, saturated, debris, empty.",
-    MISLABELLED: "The well looks like another treatment than its label says.",
-    NOVEL: "The replicates agree with one another, and look like nothing that is known.",
+    ARTEFACT: "The image is at fault: out of focus, saturated, debris, a bubble, empty.",
+    MISLABELLED: "The well looks like another treatment than its label says, and its replicates do not.",
+    NOVEL: "The replicates agree, look like nothing that is known, and have kept their cells.",
 }
 _THUMBNAIL_PX: Final = 240
 _LISTED: Final = 40  # rows of a table
