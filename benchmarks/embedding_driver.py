@@ -85,7 +85,7 @@ class Blank:
         meta = rows.select([c.KEY, *c.metadata_columns(rows.column_names)])
         features = np.zeros((len(rows), FEATURES), np.float32)
         classes = np.zeros((len(rows), len(CLASSES)), np.float32)
-        data = parquet_bytes(chunk_table(meta, features, classes, self._spec, self._digest))
+        data = parquet_bytes(chunk_table(meta, features, classes, self._spec, (first, last), self._digest))
         self._study.storage.write(f"embeddings/main/{chunk_file(first, last)}", data)
 
 

@@ -275,6 +275,7 @@ def test_a_chunk_is_whole_only_with_its_claim_its_rows_and_all_its_bytes(sharded
     assert found.unreadable == ()
     assert inspect_chunk(data, (2, 9), "another") is None
     assert inspect_chunk(data, (2, 10), "digest") is None
+    assert inspect_chunk(data, (3, 10), "digest") is None
     assert inspect_chunk(data[:-1], (2, 9), "digest") is None
     assert inspect_chunk(b"", (2, 9), "digest") is None
     sound = pq.read_table(pa.BufferReader(data))

@@ -86,7 +86,9 @@ class Embedder:
         meta = rows.select([c.KEY, *c.metadata_columns(rows.column_names)]).take(pa.array(kept))
         embeddings = found.embeddings.numpy().astype(self._config.dtype)
         probabilities = found.probabilities.numpy()
-        return chunk_table(meta, embeddings, probabilities, self._spec, self._digest, unreadable)
+        return chunk_table(
+            meta, embeddings, probabilities, self._spec, (first, last), self._digest, unreadable
+        )
 
     def _source(self, rows: pa.Table) -> FieldSource:
         fields: pd.DataFrame = rows.to_pandas()

@@ -22,6 +22,7 @@ Chunk = tuple[int, int]  # first and last row of the index, both in it
 
 _CLAIM: Final = b"hcs_ray_claim"  # of a file's metadata: the digest of what it was made from
 NETWORK: Final = b"hcs_ray_network"  # of a file's metadata: the backbone
+_ROWS: Final = b"hcs_ray_rows"  # of a file's metadata: the chunk, so that none passes for another
 _CONTENT: Final = b"hcs_ray_content"  # of a file's metadata: the digest of all else in the table
 _UNREADABLE: Final = b"hcs_ray_unreadable"  # of a file's metadata: the fields that were left out, as JSON
 
@@ -48,6 +49,7 @@ def chunk_table(
     embeddings: npt.NDArray[Any],
     probabilities: npt.NDArray[np.float32],
     spec: ModelSpec,
+    chunk: Chunk,
     digest: str,
     unreadable: Sequence[Unreadable] = (),
 ) -> pa.Table:
@@ -58,6 +60,7 @@ def chunk_table(
         embeddings: (N, F) float32 or float16.
         probabilities: (N, K) float32.
         spec: Of the network; names the K classes.
+        chunk: Which rows of the index it holds, but for the unreadable ones.
         digest: Of the claim that the chunk follows from.
         unreadable: The fields of the chunk that were left out.
     """
@@ -66,7 +69,11 @@ def chunk_table(
     for number, name in enumerate(spec.classes):
         column = pa.array(np.ascontiguousarray(probabilities[:, number]))
         table = table.append_column(f"{c.PROBABILITY_PREFIX}{name}", column)
-    about = {_CLAIM: digest.encode(), NETWORK: str(spec.model["backbone"]).encode()}
+    about = {
+        _CLAIM: digest.encode(),
+        _ROWS: json.dumps(chunk).encode(),
+        NETWORK: str(spec.model["backbone"]).encode(),
+    }
     if unreadable:
         about[_UNREADABLE] = json.dumps(unreadable).encode()
     return table.replace_schema_metadata({**about, _CONTENT: _content(table, about)})
@@ -80,7 +87,8 @@ def inspect_chunk(data: bytes, chunk: Chunk, digest: str) -> ChunkFile | None:
         return None
     about = dict(table.schema.metadata or {})
     content = about.pop(_CONTENT, None)
-    if about.get(_CLAIM) != digest.encode() or content != _content(table, about):
+    claimed = about.get(_CLAIM), about.get(_ROWS)
+    if claimed != (digest.encode(), json.dumps(chunk).encode()) or content != _content(table, about):
         return None
     unreadable = tuple(Unreadable(*row) for row in json.loads(about.get(_UNREADABLE, b"[]")))
     if table.num_rows + len(unreadable) != chunk[1] - chunk[0] + 1:
