@@ -62,7 +62,7 @@ MEASURES: Final[dict[str, Measure]] = {
     "P99": Measure("99th percentile"),
     "Background": Measure("background"),
     "IlluminationResidual": Measure("unevenness of the background"),
-    "DetailCorrelation": Measure("likeness of its fine detail to other channels'", scale="fisher"),
+    "DetailCorrelation": Measure("detail shared with other channels", scale="fisher"),
     "Saturated": Measure("share of saturated pixels", scale="root"),
     "Zero": Measure("share of black pixels", scale="root"),
     "NucleusCount": Measure("number of nuclei", scale="root", least_spread=0.1),
