@@ -90,7 +90,7 @@ def field_map(fields: pd.DataFrame, about: MapAbout) -> FieldMap:
             for name, style in styles.items()
         ),
         points=tuple(sorted(points, key=lambda point: point.group)),
-        small=tuple(_small_maps(table, places, f" ({about.mark})" if about.mark else "")),
+        small=tuple(_small_maps(table, places, f"\n{about.mark}" if about.mark else "")),
     )
 
 
