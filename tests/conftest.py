@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.s3_server import BUCKET, S3Server, running
+from tests.wheel import build_wheel
 
 # Before anything imports Ray: every session of the tests, which listens on all interfaces, wants this token.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -25,6 +26,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} with the real tables; name one in HCS_RAY_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
