@@ -6,6 +6,7 @@ from the keys in `ExecutionSection.execution`, which say where and how fast it r
 """
 
 from hcs_ray.config.base import ExecutionSection, Section
+from hcs_ray.config.cluster import ClusterConfig
 from hcs_ray.config.parse import (
     canonical_digest,
     parse_study,
@@ -50,6 +51,7 @@ __all__ = [
     "AdversaryConfig",
     "AugmentConfig",
     "Bbbc021Screen",
+    "ClusterConfig",
     "EmbedConfig",
     "ExecutionSection",
     "ExportConfig",

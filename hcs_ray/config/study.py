@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hcs_ray.config.base import Section
+from hcs_ray.config.cluster import ClusterConfig
 from hcs_ray.config.screens import Bbbc021Screen, ScreenConfig, StorageConfig
 from hcs_ray.config.stages import (
     EmbedConfig,
@@ -39,3 +40,4 @@ class StudyConfig(Section):
     report: ReportConfig = ReportConfig()
     export: ExportConfig = ExportConfig()
     wandb: WandbConfig = WandbConfig()
+    cluster: ClusterConfig = ClusterConfig()
