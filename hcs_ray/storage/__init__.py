@@ -17,7 +17,7 @@ from hcs_ray.config import StorageConfig
 from hcs_ray.contracts import InputError
 from hcs_ray.storage.base import DEFAULTS, Storage, Writer, checked
 from hcs_ray.storage.local import LocalStorage
-from hcs_ray.storage.probe import preflight
+from hcs_ray.storage.probe import clock_skew, preflight
 from hcs_ray.storage.s3 import S3Storage
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "StorageConfig",
     "Writer",
     "checked",
+    "clock_skew",
     "open_storage",
     "preflight",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
@@ -50,6 +51,9 @@ class Storage(Protocol):
 
     def size(self, path: str) -> int | None:
         """Bytes, or None where there is no such file."""
+
+    def modified(self, path: str) -> datetime | None:
+        """When it was last written, by the store's own clock; None where there is no such file."""
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Every file below a folder, as path -> bytes."""

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -83,6 +84,12 @@ class LocalStorage:
     def size(self, path: str) -> int | None:
         try:
             return self.path(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def modified(self, path: str) -> datetime | None:
+        try:
+            return datetime.fromtimestamp(self.path(path).stat().st_mtime, UTC)
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from hcs_ray.contracts import HcsError
 from hcs_ray.storage.base import TEMPORARY, Storage
@@ -69,3 +70,27 @@ def _wrong_content(storage: Storage, path: str) -> str | None:
         return "the store ignores ranges; shards are read in parts"
     storage.sizes(path)  # whether it may be listed
     return None
+
+
+def clock_skew(storage: Storage) -> float:
+    """Seconds by which the store's clock is ahead of this machine's, to about a second.
+
+    Raises:
+        HcsError: the root cannot be written or read.
+    """
+    if isinstance(storage, S3Storage):
+        storage = storage.impatient()
+    path = f"{TEMPORARY}clock-{os.getpid()}-{os.urandom(4).hex()}"
+    before = time.time()
+    storage.write(path, _CONTENT)
+    after = time.time()
+    try:
+        written = storage.modified(path)
+    finally:
+        with contextlib.suppress(HcsError):
+            storage.delete(path)
+    if written is None:
+        raise HcsError(f"{storage.url}: a file just written is not there")
+    told = written.timestamp()
+    # Stores tell whole seconds, rounded down.
+    return told - after if told > after else min(0.0, told + 1 - before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from hcs_ray.config import StorageConfig
@@ -79,6 +80,10 @@ class S3Storage:
     def size(self, path: str) -> int | None:
         found = self._bucket.head(self._key(path))
         return None if found is None else found.size
+
+    def modified(self, path: str) -> datetime | None:
+        found = self._bucket.head(self._key(path))
+        return None if found is None else found.modified
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         skipped = len(self._below(""))
