@@ -194,8 +194,8 @@ def test_what_the_user_may_not(kube: Kube, api: ApiServer) -> None:
     error = refused(kube)
     assert str(error) == (
         'create rayjobs/job: rayjobs.ray.io is forbidden: User "scientist" cannot create resource "rayjobs" '
-        'in API group "ray.io" in the namespace "science"; ask for the Role of k8s/setup in namespace science '
-        "(context lab)"
+        'in API group "ray.io" in the namespace "science"; ask for the Role of k8s/setup in namespace '
+        "science (context lab)"
     )
     assert (error.code, error.exit_code) == (403, 1)
 
