@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hcs_ray"
 FOUNDATION = {"contracts", "config", "storage", "lease", "stage", "study"}
 ONLY_FOR_CLI = {"report", "explore", "jobs", "cli", "demo"}
 TORCH = {"model", "train", "tune", "embed"}
-RAY = {"shards.write", "train", "tune", "embed", "session"}
+RAY = {"shards.write", "train", "tune", "embed", "session", "jobs.plain_ray"}
 
 
 def modules() -> list[str]:

@@ -23,6 +23,24 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"hcs_ray {version('hcs_ray')}\nRay {version('ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions of hcs_ray and Ray."),
+    ] = False,
+) -> None:
+    pass
+
+
 Target = Annotated[
     str, typer.Argument(metavar="STUDY", help="A YAML file, a study folder or an s3:// prefix.")
 ]

@@ -58,9 +58,9 @@ class Shipper:
     logs: Path
     redactor: Redactor
     longest: int = 1 << 30
-    _sources: dict[tuple[int, int], _Source] = field(default_factory=dict)
-    _targets: dict[str, _Target] = field(default_factory=dict)
-    _before: dict[str, Shipped] | None = None
+    _sources: dict[tuple[int, int], _Source] = field(default_factory=dict, init=False)
+    _targets: dict[str, _Target] = field(default_factory=dict, init=False)
+    _before: dict[str, Shipped] | None = field(default=None, init=False)
 
     def ship(self, final: bool = False) -> int:
         """Ship what is new and return its bytes; ``final`` also sends unfinished words.
