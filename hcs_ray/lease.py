@@ -89,9 +89,8 @@ class Lease:
         self._version = found[1]
 
     def _held_message(self, holder: Mapping[str, Any]) -> str:
-        who = f"{holder.get('user')}@{holder.get('host')}, process {holder.get('pid')}"
         folder = f"{self._storage.url}/{self._path.rpartition('/')[0]}"
-        return f"{folder}: {self._work} is being written by {who}; wait for it or stop it"
+        return f"{folder}: {self._work} is being written by {_who(holder)}; wait for it or stop it"
 
     def _content(self) -> bytes:
         me = psutil.Process()
@@ -126,6 +125,17 @@ class Lease:
         found = self._storage.read_versioned(self._path)
         if found is not None and json.loads(found[0]).get("token") == self._token:
             self._storage.delete(self._path)
+
+
+def holder_of(storage: Storage, path: str) -> str | None:
+    """Who holds a lease, ``user@host, process 12``; None where nobody does. It is only read."""
+    found = storage.read_versioned(path)
+    holder = json.loads(found[0]) if found else None
+    return None if holder is None or _is_over(holder) else _who(holder)
+
+
+def _who(holder: Mapping[str, Any]) -> str:
+    return f"{holder.get('user')}@{holder.get('host')}, process {holder.get('pid')}"
 
 
 def _is_over(holder: Mapping[str, Any]) -> bool:
