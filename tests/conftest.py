@@ -29,6 +29,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def crd(shared: Path) -> Any:
+    """A validator of RayJobs, made of KubeRay's own CRD, closed to unknown fields."""
+    from tests.k8s_manifests import crd_validator
+
+    return crd_validator(shared / "kuberay-crds")
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
     return build_wheel(tmp_path_factory.mktemp("wheel"))

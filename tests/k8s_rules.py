@@ -71,7 +71,9 @@ def pinned_ray() -> str:
 
 def findings(job: Object) -> list[str]:
     """Every rule that a job breaks, each with the place."""
-    found = [*job_rules(job), *container_rules("autoscaler", cluster(job)["autoscalerOptions"])]
+    found = [*job_rules(job)]
+    if cluster(job)["enableInTreeAutoscaling"]:
+        found += container_rules("autoscaler", cluster(job)["autoscalerOptions"])
     for name, pod in pods(job):
         found += pod_rules(name, pod)
     for name, group in groups(job):
