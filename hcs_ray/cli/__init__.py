@@ -6,11 +6,11 @@ import os
 import sys
 from typing import NoReturn
 
-from hcs_ray.cli import cluster, configuration, pipeline, pods, scoring, screens
+from hcs_ray.cli import cluster, configuration, job_set, pipeline, pods, scoring, screens
 from hcs_ray.cli.app import app
 from hcs_ray.contracts import HcsError
 
-__all__ = ["cluster", "configuration", "main", "pipeline", "pods", "scoring", "screens"]
+__all__ = ["cluster", "configuration", "job_set", "main", "pipeline", "pods", "scoring", "screens"]
 
 _INTERRUPTED = 130  # the exit code of a command that was stopped by Ctrl-C
 

@@ -44,6 +44,11 @@ def compose(stage: str, components: Sequence[str] = (), job_set: Path = JOB_SET)
         return render(overlay)
 
 
+def example(name: str, job_set: Path = JOB_SET) -> list[Manifest]:
+    """A supported combination of job and components, by its folder in ``examples``."""
+    return render(_existing(job_set, "examples", name))
+
+
 def render(folder: Path) -> list[Manifest]:
     """Every object that ``kubectl kustomize`` makes of a folder, in its order.
 
@@ -98,8 +103,23 @@ def parse_manifests(text: str, source: str) -> list[Manifest]:
 
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
-    """Manifests as one YAML stream, as ``kubectl apply -f`` reads it."""
-    return yaml.safe_dump_all(manifests, sort_keys=False, allow_unicode=True, width=110)
+    """Manifests as one YAML stream, as ``kubectl apply -f`` reads it; text of several lines as blocks."""
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines as a block; nothing by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _existing(job_set: Path, part: str, name: str) -> Path:
