@@ -67,10 +67,11 @@ class Node:
 class RayNodes:
     """A cluster of a head and more nodes, on ports of its own outside of Ray's usual ones."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder
-        self._environment = {**os.environ, **_SETTINGS, **environment}
+    def __init__(self, folder: Path, environment: Mapping[str, str], alone: bool = False) -> None:
+        self.folder = folder
+        self._environment = dict(environment) if alone else {**os.environ, **_SETTINGS, **environment}
         self._port = _free_port()
+        self._dashboard_port = _free_port()
         self._numbers = itertools.count()
         self._nodes: list[Node] = []
 
@@ -79,10 +80,15 @@ class RayNodes:
         """For ``RAY_ADDRESS``."""
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def dashboard(self) -> str:
+        """Of the dashboard, with the job API."""
+        return f"http://127.0.0.1:{self._dashboard_port}"
+
     def start_head(self, cpus: int) -> Node:
         """The node with Ray's own services, to which drivers connect."""
-        head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder}", "--node-ip-address=127.0.0.1"]
-        head += [f"--ray-client-server-port={_free_port()}", f"--dashboard-port={_free_port()}"]
+        head = ["--head", f"--port={self._port}", f"--temp-dir={self.folder}", "--node-ip-address=127.0.0.1"]
+        head += [f"--ray-client-server-port={_free_port()}", f"--dashboard-port={self._dashboard_port}"]
         return self._start(head, cpus)
 
     def add(self, cpus: int) -> Node:
@@ -106,7 +112,7 @@ class RayNodes:
 
     def _start(self, arguments: list[str], cpus: int) -> Node:
         name = f"node-{next(self._numbers)}"
-        log = self._folder / f"{name}.log"
+        log = self.folder / f"{name}.log"
         command = [RAY, "start", "--block", *arguments, f"--num-cpus={cpus}", "--num-gpus=0"]
         command += [f"--object-store-memory={100 * 2**20}", f"--dashboard-agent-listen-port={_free_port()}"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--node-name={name}"]
@@ -123,10 +129,13 @@ class RayNodes:
 
 
 @contextlib.contextmanager
-def ray_nodes(**environment: str) -> Iterator[RayNodes]:
-    """A cluster without nodes yet; all of its nodes end with the block."""
+def ray_nodes(alone: bool = False, **environment: str) -> Iterator[RayNodes]:
+    """A cluster without nodes yet; all of its nodes end with the block.
+
+    ``alone``: the nodes get this environment and nothing else.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hcs-nodes-", dir="/tmp"))  # sockets' paths must be short
-    nodes = RayNodes(folder, environment)
+    nodes = RayNodes(folder, environment, alone)
     try:
         yield nodes
     finally:

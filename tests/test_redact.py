@@ -75,6 +75,15 @@ def test_what_may_become_a_secret_waits_and_is_masked_at_the_end() -> None:
     assert REDACTOR.take(b"epoch 3: 12", final=True) == b"epoch 3: 12"
 
 
+def test_the_environment_that_a_program_prints() -> None:
+    """As of Ray's token, which the sidecar does not have."""
+    printed = b"RAY_AUTH_TOKEN=0a1b2c3d4e5f\nRAY_AUTH_MODE=token\nMY_API_KEY='abcdefgh'\n"
+    assert REDACTOR.take(printed) == (
+        b"RAY_AUTH_TOKEN=************\nRAY_AUTH_MODE=token\nMY_API_KEY='********'\n"
+    )
+    assert REDACTOR.take(b"A_TOKEN=abcdefg") == b""
+
+
 def test_a_word_without_end_is_not_held_for_ever() -> None:
     out = shipped(b"x" * 50_000, [9000] * 5)
     assert out == b"x" * 50_000

@@ -23,14 +23,15 @@ _SHORTEST_VALUE = 6  # a shorter one stands in every second line
 _SHORTEST_LINE = 16  # of a value of several lines, as a PEM key
 _SHORTEST_BEGINNING = 4  # of a value that breaks off at the end of a file
 
-# All within one word of these bytes, and bounded, so that holding a word back is enough.
-_WORD = re.compile(rb"[A-Za-z0-9_.-]*\Z")
+# Each within one word, and bounded, so that holding a word back is enough. A group is what is masked.
+_WORD = re.compile(rb"\S*\Z")
 _SHAPES = re.compile(
     rb"(?:AKIA|ASIA)[A-Z0-9]{16}"  # AWS
     rb"|(?<![A-Za-z0-9])[0-9a-f]{40}(?![A-Za-z0-9])"  # W&B's older keys; git's revisions look the same
     rb"|wandb_v[0-9]{1,3}_[A-Za-z0-9_]{20,200}"
     rb"|hf_[A-Za-z0-9]{20,200}"
     rb"|eyJ[A-Za-z0-9_-]{8,800}\.eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,1200}"  # a web identity
+    rb"|(?:SECRET|TOKEN|PASSWORD|_KEY)[A-Z0-9_]{0,60}=['\"]?([^\s'\"]{6,2000})"  # as printed by env
 )
 
 
@@ -45,7 +46,9 @@ class Redactor:
 
         The next call begins with the rest. ``final``: nothing will follow, so all of it goes out.
         """
-        spans = _merged([*self._values_in(data), *(found.span() for found in _SHAPES.finditer(data))])
+        spans = _merged(
+            [*self._values_in(data), *(found.span(found.lastindex or 0) for found in _SHAPES.finditer(data))]
+        )
         begun = self._begun(data)
         if final:
             end = len(data)
