@@ -6,11 +6,24 @@ import os
 import sys
 from typing import NoReturn
 
-from hcs_ray.cli import cluster, configuration, job_set, pipeline, pods, scoring, screens
+from hcs_ray.cli import (
+    cluster,
+    configuration,
+    job_set,
+    pipeline,
+    pods,
+    scoring,
+    screens,
+    submitting,
+    watching,
+)
 from hcs_ray.cli.app import app
 from hcs_ray.contracts import HcsError
 
-__all__ = ["cluster", "configuration", "job_set", "main", "pipeline", "pods", "scoring", "screens"]
+__all__ = [
+    "cluster", "configuration", "job_set", "main", "pipeline", "pods", "scoring", "screens", "submitting",
+    "watching",
+]  # fmt: skip
 
 _INTERRUPTED = 130  # the exit code of a command that was stopped by Ctrl-C
 

@@ -12,6 +12,7 @@ from hcs_ray.cli.app import app, open_target, say
 from hcs_ray.contracts import HcsError, InputError
 
 if TYPE_CHECKING:
+    from hcs_ray.jobs.kube import Kube
     from hcs_ray.jobs.logs import Wanted
 
 _command = partial(app.command, rich_help_panel="On a cluster")
@@ -70,6 +71,16 @@ def _kubernetes_logs(
     given = (lambda: open_target(study, "main", None).storage) if study is not None else None
     job = find_job(name, lambda: connect(context, namespace), given, say)
     write_logs(job, wanted, follow, _out, say)
+
+
+def follow_driver(kube: Kube, name: str) -> None:
+    """Print what a job's program says until it ends, from the moment that it runs."""
+    from hcs_ray.jobs.logs import Wanted, find_job
+    from hcs_ray.jobs.logs import logs as write_logs
+    from hcs_ray.jobs.watch import wait_until_running
+
+    if wait_until_running(kube, name, say):
+        write_logs(find_job(name, lambda: kube, None, say), Wanted(), True, _out, say)
 
 
 def _plain_logs(job: str, address: str, follow: bool) -> None:

@@ -133,12 +133,17 @@ def prepared(
     from hcs_ray.packaged import JOB_SET
 
     opened = open_target(study, name, overrides)
-    if source is not None and stage != "embed":
-        raise InputError(f"--run is of --stage embed, not of {stage}")
-    arguments = (*(("--run", source) if source else ()), *(("--force",) if force else ()))
+    arguments = arguments_of(stage, source, force)
     text = None if sweep is None else read_sweep(sweep)
     run = Run(stage, name, new_submission(), text, arguments)
     return prepare(opened, run, Shape(job_set or JOB_SET, tuple(components or ()), example))
+
+
+def arguments_of(stage: str, source: str | None, force: bool) -> tuple[str, ...]:
+    """What the options of a command add to a job's entrypoint."""
+    if source is not None and stage != "embed":
+        raise InputError(f"--run is of --stage embed, not of {stage}")
+    return (*(("--run", source) if source else ()), *(("--force",) if force else ()))
 
 
 def _manifests(target: str) -> list[Manifest] | None:

@@ -15,7 +15,7 @@ from hcs_ray.config import StudyConfig, parse_sweep, with_overrides
 from hcs_ray.contracts import InputError
 from hcs_ray.jobs.conflicts import check_names, check_offered, check_stage, check_study
 from hcs_ray.jobs.derive import Given, Pods, pods_of
-from hcs_ray.jobs.kinds import ROOT, RUN, STAGE
+from hcs_ray.jobs.kinds import PRICES, ROOT, RUN, STAGE
 from hcs_ray.jobs.lint.job import is_gpu
 from hcs_ray.jobs.lint.node import quantity
 from hcs_ray.jobs.manifests import STAGES, Manifest
@@ -78,6 +78,8 @@ def bind(manifests: Sequence[Manifest], study: StudyConfig, run: Run) -> list[Ma
     job["spec"]["entrypoint"] = shlex.join([*_named(words, run.name), *run.arguments])
     job["metadata"]["name"] = run.job
     job["metadata"].setdefault("annotations", {})[ROOT] = study.root
+    if study.cluster.prices is not None:
+        job["metadata"]["annotations"][PRICES] = study.cluster.prices.model_dump_json()
     others = _rename_config_maps(found, job, run)
     bound = [_study_map(job, study, run), *others]
     for manifest in bound:

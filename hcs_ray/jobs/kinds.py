@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from hcs_ray.contracts import InputError
+
 Object = dict[str, Any]  # a Kubernetes object, as its JSON has it
 Objects = list[Object]
 KUBERAY: Final = "ray.io"
@@ -38,14 +40,16 @@ NETWORK_POLICY: Final = Kind("NetworkPolicy", "networkpolicies", "networking.k8s
 LOCAL_QUEUE: Final = Kind("LocalQueue", "localqueues", KUEUE, _KUEUE_VERSIONS)
 CLUSTER_QUEUE: Final = Kind("ClusterQueue", "clusterqueues", KUEUE, _KUEUE_VERSIONS, namespaced=False)
 WORKLOAD: Final = Kind("Workload", "workloads", KUEUE, _KUEUE_VERSIONS)
-CREATED: Final = {kind.name: kind for kind in (RAY_JOB, JOB, CONFIG_MAP, NETWORK_POLICY)}
+_CREATED: Final = {kind.name: kind for kind in (RAY_JOB, JOB, CONFIG_MAP, NETWORK_POLICY)}
 
 PART_OF: Final = "app.kubernetes.io/part-of"
 OURS: Final = f"{PART_OF}=hcs-ray"  # the selector of every object that we make
 RUN: Final = "hcs-ray/run"
 STAGE: Final = "hcs-ray/stage"
 ROOT: Final = "hcs-ray/root"  # annotation of a RayJob: where its study lies
+PRICES: Final = "hcs-ray/prices"  # annotation of a RayJob: cluster.prices of its study, as JSON
 SUBMITTING: Final = "hcs-ray/submitting"  # annotation of a RayJob that is not whole yet: since when
+PREFLIGHT: Final = "hcs-ray/preflight"  # label of a preflight's Job: the RayJob that it goes before
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
 CLUSTER: Final = "ray.io/cluster"  # label of pods
 JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of pods
@@ -92,3 +96,18 @@ def instant(text: object) -> datetime | None:
 
 def created(found: Mapping[str, Any]) -> datetime | None:
     return instant(found["metadata"].get("creationTimestamp"))
+
+
+def creatable(manifest: Mapping[str, Any]) -> Kind:
+    """The kind of an object that a submission makes.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    kind = _CREATED.get(str(manifest["kind"]))
+    if kind is None:
+        raise InputError(
+            f"the job set renders a {manifest['kind']}, and a submission makes {', '.join(_CREATED)} alone; "
+            "apply it beforehand, with kubectl"
+        )
+    return kind

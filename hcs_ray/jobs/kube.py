@@ -1,7 +1,7 @@
 """The client of a Kubernetes API server: objects as plain mappings, failures as one line each.
 
-Contexts, credentials and certificates are read by the ``kubernetes`` package (`kube_config`). The requests are
-our own: its classes know no custom resources, and their names differ from those in a manifest.
+The ``kubernetes`` package reads contexts, credentials and certificates (`kube_config`). The requests are our
+own: its classes know no custom resources, and their names differ from those in a manifest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlencode
 
-from hcs_ray.jobs.kinds import CREATED, POD, Kind, Object, Objects
+from hcs_ray.jobs.kinds import POD, Kind, Object, Objects, creatable
 from hcs_ray.jobs.kube_config import configured
 from hcs_ray.jobs.kube_errors import Call, KubeError, is_not_there, refusal, unreachable
 
@@ -74,7 +74,7 @@ class Kube:
 
         Where the answer was lost the object is looked for: its name must be one that nobody else uses.
         """
-        kind, name = CREATED[manifest["kind"]], manifest["metadata"]["name"]
+        kind, name = creatable(manifest), manifest["metadata"]["name"]
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"} | _dry(dry_run)
         try:
             code, body = self._ask("POST", kind, None, query, dict(manifest))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,7 +41,9 @@ from hcs_ray.tune.terminal import show
 from hcs_ray.tune.trials import MAP_FILE, Work, read_rows
 from hcs_ray.tune.watching import LEADERBOARD, Watcher
 
-__all__ = ["LEADERBOARD", "next_step", "read_leaderboard", "show_leaderboard", "tune", "written"]
+__all__ = [
+    "LEADERBOARD", "next_step", "read_leaderboard", "show_leaderboard", "show_standing", "tune", "written",
+]  # fmt: skip
 
 CURVES_FILE = "history.parquet"
 EVALUATION_FILE = "evaluation.json"
@@ -82,8 +85,20 @@ def read_leaderboard(study: Study) -> pd.DataFrame:
 
 def show_leaderboard(study: Study) -> None:
     """Print the best trials of a finished sweep."""
-    sweep = _swept(study)
-    table, metrics = read_leaderboard(study), [goal.name for goal in sweep.metric]
+    _show(read_leaderboard(study), _swept(study))
+
+
+def show_standing(study: Study, sweep: SweepConfig) -> bool:
+    """Print the best trials so far of a sweep that may still be running; False where no trial has ended."""
+    found = study.storage.read_versioned(f"{study.place('tune').folder}/{LEADERBOARD}")
+    if found is None:
+        return False
+    _show(pd.read_parquet(io.BytesIO(found[0])), sweep)
+    return True
+
+
+def _show(table: pd.DataFrame, sweep: SweepConfig) -> None:
+    metrics = [goal.name for goal in sweep.metric]
     told = {name: words for name, words in BRIEF.items() if name in table and name not in metrics}
     show(table, list(sweep.space), metrics, told)
 
