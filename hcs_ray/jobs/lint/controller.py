@@ -15,7 +15,6 @@ from hcs_ray.jobs.lint.names import DNS_1035
 
 LONGEST_NAME = 47  # the cluster's name is six longer, and a service's name has at most 63
 _OPERATORS = ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
-_POSITIVE = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
 _NOT_NEGATIVE = ("ttlSecondsAfterFinished", "backoffLimit")
 _SELECTOR = "ray.io/cluster"
 _ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
@@ -45,9 +44,9 @@ def _name(job: Job) -> Iterator[Finding]:
 
 
 def _numbers(job: Job) -> Iterator[Finding]:
-    for key in _POSITIVE:
-        if job.spec[key].value is not None and job.spec[key].value <= 0:
-            yield job.spec[key].error("a deadline is positive", "write seconds above 0")
+    deadline = job.spec["activeDeadlineSeconds"]
+    if deadline.value is not None and deadline.value <= 0:
+        yield deadline.error("a deadline is positive", "write seconds above 0")
     for key in _NOT_NEGATIVE:
         if (job.spec[key].value or 0) < 0:
             yield job.spec[key].error("it is not negative", "write 0 or more")
@@ -119,8 +118,6 @@ def _deletion_rules(job: Job) -> Iterator[Finding]:
             yield condition.error("it has one of jobStatus and jobDeploymentStatus", "write just one of them")
             continue
         waits, policy = condition["ttlSeconds"].value or 0, str(rule["policy"].value)
-        if waits < 0:
-            yield condition["ttlSeconds"].error("it is not negative", "write 0 or more")
         known = seconds.setdefault((states[0], str(condition[states[0]].value)), {})
         if policy in known:
             yield rule.error("there is a rule for this policy and state before", "leave one of them out")

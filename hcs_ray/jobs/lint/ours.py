@@ -19,6 +19,7 @@ _POSITIVE = {
     "backoffLimit": "a lost head is a new cluster, where the run goes on",
 }
 _LARGEST_CONFIG_MAP = 2**20
+_UNBOUNDED = 2**31 - 1  # the CRD's default of maxReplicas
 _RAY_CONTAINERS = ("ray-head", "ray-worker", "ray-job-submitter")
 
 
@@ -145,7 +146,7 @@ def _shape(job: Job) -> Iterator[Finding]:
         )
         if not DNS_1123.fullmatch(str(name.value)):
             yield name.error("it is part of pods' names", "lower-case letters, digits and dashes")
-        if most.value is None:
+        if most.value in (None, _UNBOUNDED):
             yield most.error("without it a cluster may grow for ever", "write the largest number of pods")
         elif now.value is not None and not (least.value or 0) <= now.value <= most.value:
             yield now.error("it lies between minReplicas and maxReplicas", "change one of the three")

@@ -21,7 +21,7 @@ _VOLUMES: Final = {
     "ephemeral", "persistentVolumeClaim", "projected", "secret",
 }  # fmt: skip
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
-_SECRET_NAME = re.compile(r"(?i)secret|token|password|passwd|credential|(access|api|account|private)_?key")
+_SECRET_NAME = re.compile(r"(?i)(^|_)(secret|token|password|passwd|credentials?|(api|access|private)?key)$")
 _SECRET_VALUE = re.compile(
     r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^/\s:@]+:[^/\s:@]+@"
 )
