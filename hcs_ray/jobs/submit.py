@@ -133,7 +133,7 @@ def needs(ray_job: Manifest) -> str:
     job = Job(Node("", ray_job))
     rows = [("PODS", "", "CPU", "MEMORY", "GPU")]
     rows += [_row(pod) for pod in job.pods if pod.most]
-    rows.append(("at most", "", f"{job.total('cpu'):f}", _gib(job.total("memory")), str(job.gpus)))
+    rows.append(("at most", "", _number(job.total("cpu")), _gib(job.total("memory")), str(job.gpus)))
     queue = label(ray_job, QUEUE)
     most = gpu_hours(ray_job)
     lines = [
@@ -150,7 +150,11 @@ def _row(pod: Pod) -> tuple[str, str, str, str, str]:
     least = pod.group["minReplicas"].value if pod.role == "worker" else pod.most
     count = str(pod.most) if least == pod.most else f"{least or 0}-{pod.most}"
     gpus = sum((pod.amount(kind) for kind in pod.kinds if is_gpu(kind)), Decimal(0))
-    return name, count, f"{pod.amount('cpu'):f}", _gib(pod.amount("memory")), f"{gpus:f}"
+    return name, count, _number(pod.amount("cpu")), _gib(pod.amount("memory")), _number(gpus)
+
+
+def _number(amount: Decimal) -> str:
+    return f"{float(amount):g}"
 
 
 def _gib(size: Decimal) -> str:
