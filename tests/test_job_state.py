@@ -169,9 +169,8 @@ def test_there_is_one_state_for_whatever_is_said(
         found["metadata"]["deletionTimestamp"] = at(-1)
     if submitting:
         found["metadata"]["annotations"] = {SUBMITTING: at(-1)}
-    facts = Facts(
-        found, pods=pods, workload=held and {"metadata": {}, "spec": {}, "status": {"conditions": held}}
-    )
+    queued_as = None if held is None else {"metadata": {}, "spec": {}, "status": {"conditions": held}}
+    facts = Facts(found, pods=pods, workload=queued_as)
     before = copy.deepcopy(facts)
     state = state_of(facts, NOW)
     assert state.state in STATES
@@ -321,13 +320,8 @@ def test_kueue_says_why_a_job_waits() -> None:
 
 def test_preemption_is_told_with_what_it_waits_for() -> None:
     line = queued(
-        ("Evicted", "True", "Preempted", "Preempted to accommodate a workload"),
-        (
-            "Preempted",
-            "True",
-            "InClusterQueue",
-            "Preempted to accommodate a workload (UID: 7) of higher priority",
-        ),
+        ("Evicted", "True", "Preempted", "Preempted to accommodate another"),
+        ("Preempted", "True", "InClusterQueue", "Preempted to accommodate a workload (UID: 7)"),
         ("QuotaReserved", "False", "Pending", "2 more needed"),
     )
     assert line == (
