@@ -37,11 +37,8 @@ def _found(node: Node, error: Any) -> Iterator[Finding]:
         for name in sorted(set(error.instance) - set(known)):
             yield node[name].error("the API server knows no such field", _nearest(str(name), known))
     elif error.validator == "required":
-        missing = next(name for name in error.validator_value if name not in error.instance)
-        if error.message.startswith(f"'{missing}'"):
-            yield node[missing].error("it must be there", "write it")
-            return
-        yield node.error(error.message, "write it")  # another one of several that are missing
+        missing = next(name for name in error.validator_value if error.message.startswith(repr(name)))
+        yield node[missing].error("it must be there", "write it")
     else:
         yield node.error(f"the API server refuses it: {_short(error.message)}", _wanted(error))
 
