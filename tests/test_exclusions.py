@@ -206,6 +206,7 @@ def test_tables_and_headline_do_without_them_where_they_are_told_to(tmp_path: Pa
 
 def test_treatments_that_were_not_embedded_are_told(tmp_path: Path) -> None:
     index = drawn_index()
+    index[FLAGS[0]] = index[c.COMPOUND].isin(["b0", "b1"])
     study = scored_study.make_study(
         tmp_path, index, {"profile": {"normalization": "center", "resamples": 20}}
     )
@@ -220,6 +221,9 @@ def test_treatments_that_were_not_embedded_are_told(tmp_path: Path) -> None:
     assert found["not_embedded"] == {"fields": 5, "treatments": ["b1@1"]}
     told = headline(found)["not embedded"]
     assert told["text"] == "5 fields; labelled treatments without any, in no denominator: 1"
+    excluded = found["excluded"]
+    assert (excluded["fields"], excluded["fields_of"]) == (4, len(index) - 5), "only of embedded fields"
+    assert (excluded["by_reason"], excluded["wells_lost"]) == ({FLAGS[0]: 4}, 2)
 
 
 def test_a_plate_that_loses_its_controls_cannot_be_scored_and_says_so(tmp_path: Path) -> None:

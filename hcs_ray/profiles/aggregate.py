@@ -141,6 +141,16 @@ def exclude_controls(meta: pd.DataFrame, features: Floats) -> tuple[pd.DataFrame
     return meta[treated].reset_index(drop=True), features[treated]
 
 
+def own_wells(meta: pd.DataFrame, features: Floats) -> tuple[pd.DataFrame, Floats]:
+    """The wells that a treatment's profile is made of: its treated ones, or its control wells where it has
+    no others. So the profile is the one that is scored (`exclude_controls`), and has one role.
+    """
+    require_columns(meta, (PERT_TYPE, TREATMENT))
+    treated = meta[PERT_TYPE] == TREATED
+    own = (treated | ~treated.groupby(meta[TREATMENT]).transform("any")).to_numpy(dtype=bool)
+    return meta[own].reset_index(drop=True), features[own]
+
+
 def control_wells(meta: pd.DataFrame) -> pd.DataFrame:
     """Per treatment with control rows: its number of control rows and of others (int64), sorted by treatment.
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.config import ProfileConfig
 from hcs_ray.contracts import InputError, Progress
-from hcs_ray.profiles.aggregate import BATCHES, Float64, Floats, to_treatments
-from hcs_ray.profiles.classify import PREDICTED, Classification, class_probabilities, classify
-from hcs_ray.profiles.exclusions import Exclusions, evaluate_kept, kept_figures, lost_treatments
+from hcs_ray.profiles.aggregate import BATCHES, Float64, Floats, own_wells, to_treatments
+from hcs_ray.profiles.exclusions import evaluate_kept, kept_figures, lost_treatments
 from hcs_ray.profiles.fold_stage import exclusions, hits_text, without_text
 from hcs_ray.profiles.normalize import normalize
 from hcs_ray.profiles.score import Evaluation, Settings, evaluate_wells
+from hcs_ray.profiles.seen_fields import SeenFields
 from hcs_ray.profiles.stream import stream_wells
 from hcs_ray.profiles.tracks import provenance
 from hcs_ray.study import Study
@@ -38,7 +37,7 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
     with study.writing("profile", claim, force) as writer:
         progress(0, 4)
         labels = provenance(study).only(_labelled(study))
-        fields = _Fields(exclusions(study), set(labels.used), _test_wells(study))
+        fields = SeenFields(exclusions(study), set(labels.used), _test_wells(study))
         wells = _Wells.of(config, *stream_wells(study, config.well_aggregate, keep=fields.all_of))
         progress(1, 4)
         whole = wells.evaluation(config, labels.used)
@@ -46,7 +45,8 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
         progress(2, 4)
         shown = kept.wells if config.drop_excluded and kept.wells else wells
         writer.write_table("well.parquet", _with_profiles(shown.meta, shown.normalized))
-        treatments, profiles = to_treatments(shown.meta, shown.normalized, config.treatment_aggregate)
+        own = own_wells(shown.meta, shown.normalized)
+        treatments, profiles = to_treatments(*own, config.treatment_aggregate)
         table = treatments.assign(**{BATCHES: treatments[BATCHES].map(list)})
         writer.write_table("treatment.parquet", _with_profiles(table, profiles))
         progress(3, 4)
@@ -133,56 +133,6 @@ def _excluded_line(excluded: dict[str, Any]) -> dict[str, Any]:
     return {"without excluded fields": {"text": f"{found}; left out: {left_out}"}}
 
 
-@dataclass
-class _Fields:
-    """The fields as they stream by: which are left out, and those whose classification is judged.
-
-    ``test_wells`` (plate, well) are the held-out ones; fields of ``used`` compounds are not judged.
-    """
-
-    excluded: Exclusions
-    used: Collection[str]
-    test_wells: pd.MultiIndex
-    total: int = 0
-    judged: list[pd.DataFrame] = field(default_factory=list)
-    leaked: set[str] = field(default_factory=set)
-
-    def all_of(self, meta: pd.DataFrame) -> npt.NDArray[np.bool_]:
-        """Counts the fields of a chunk and keeps what is judged of them; leaves none out."""
-        self.total += len(meta)
-        test = pd.MultiIndex.from_frame(meta[[c.PLATE, c.WELL]]).isin(self.test_wells)
-        rows = meta[test & (meta[c.PERT_TYPE] == c.TREATED).to_numpy()]
-        leaked = rows[c.COMPOUND].isin(list(self.used))
-        self.leaked |= set(rows.loc[leaked, c.COMPOUND])
-        self.judged.append(rows[~leaked])
-        return np.ones(len(meta), dtype=bool)
-
-    def kept(self, meta: pd.DataFrame) -> npt.NDArray[np.bool_]:
-        """Which fields of a chunk are not left out."""
-        return ~meta[c.KEY].isin(self.excluded.reasons.keys()).to_numpy(dtype=bool)
-
-    def classified(self, config: ProfileConfig, kept: bool) -> dict[str, Any] | None:
-        """Classification of the held-out fields, or of those that are kept; None where there are none."""
-        rows = pd.concat(self.judged, ignore_index=True)
-        total = rows[c.TREATMENT].nunique()
-        if kept:
-            rows = rows[self.kept(rows)].reset_index(drop=True)
-        if rows.empty:
-            return None
-        classes, probabilities = class_probabilities(rows)
-        found = classify(rows, probabilities, classes, config.resamples, config.seed)
-        return (
-            _correct_of(found, total) if kept else found.to_dict() | {"leaked_left_out": sorted(self.leaked)}
-        )
-
-
-def _correct_of(found: Classification, total: int) -> dict[str, Any]:
-    """Treatments told rightly, of all that were held out: those without a field left are wrong."""
-    correct = int((found.treatments[PREDICTED] == found.treatments[c.MOA]).sum())
-    lost = total - len(found.treatments)
-    return {"correct": correct, "total": total, "accuracy": correct / total, "lost_counted_as_wrong": lost}
-
-
 @dataclass(frozen=True)
 class _Wells:
     """Wells with their normalised profiles (W, K)."""
@@ -215,13 +165,13 @@ class _Kept:
     too_small: int = 0
     lost: int = 0
 
-    def told(self, config: ProfileConfig, whole: Evaluation, fields: _Fields) -> dict[str, Any]:
+    def told(self, config: ProfileConfig, whole: Evaluation, fields: SeenFields) -> dict[str, Any]:
         """``excluded`` of evaluation.json: what was left out, and the scores without it."""
         scored = self.evaluation is not None and self.evaluation is not whole
         return {
-            "fields": len(fields.excluded.reasons),
+            "fields": len(fields.excluded().reasons),
             "fields_of": fields.total,
-            "by_reason": fields.excluded.counts,
+            "by_reason": fields.excluded().counts,
             "minimum_fields": config.minimum_fields,
             "wells_lost": self.lost,
             "wells_too_small": self.too_small,
@@ -234,15 +184,13 @@ class _Kept:
         }
 
 
-def _kept(study: Study, fields: _Fields, whole: Evaluation, used: Collection[str]) -> _Kept:
+def _kept(study: Study, fields: SeenFields, whole: Evaluation, used: Collection[str]) -> _Kept:
     """The second evaluation; that of all fields itself where nothing is left out."""
     config = study.config.profile
-    if not fields.excluded.reasons and config.minimum_fields == 1:
+    if not fields.there and config.minimum_fields == 1:
         return _Kept(evaluation=whole)
-    index = read_index(study, [c.KEY, c.PLATE, c.WELL])
-    sizes = index[fields.kept(index)].groupby([c.PLATE, c.WELL]).size()
-    lost = int(index.groupby([c.PLATE, c.WELL]).ngroups - len(sizes))
-    too_small = int((sizes < config.minimum_fields).sum())
+    left = fields.wells_left()
+    lost, too_small = int((left == 0).sum()), int(left.between(1, config.minimum_fields - 1).sum())
     try:
         meta, profiles = stream_wells(study, config.well_aggregate, config.minimum_fields, fields.kept)
         evaluation = evaluate_kept(whole, meta, profiles, config, used)

@@ -81,7 +81,7 @@ def flagged(index: pd.DataFrame, columns: Sequence[str]) -> Exclusions:
     """The fields of an index that one of some flags is set for."""
     reasons: dict[str, tuple[str, ...]] = {}
     for column in columns:
-        for key in index.loc[index[column].astype(bool), KEY]:
+        for key in index.loc[index[column].isin([True]), KEY]:
             reasons[str(key)] = (*reasons.get(str(key), ()), column)
     return Exclusions(dict(sorted(reasons.items())))
 

@@ -18,7 +18,7 @@ from hcs_ray import contracts as c
 from hcs_ray.config import LEAVE_OUT, StudyConfig, SweepConfig, parse_study, with_values
 from hcs_ray.contracts import HcsError, InputError, Progress
 from hcs_ray.profiles.exclusions import Exclusions, flag_columns, flagged
-from hcs_ray.profiles.folds import Fold, evaluate
+from hcs_ray.profiles.folds import Fold, evaluate, fold_keys
 from hcs_ray.profiles.tracks import Provenance, provenance_of_folds
 from hcs_ray.stage import StageRecord, read_record, record_digest
 from hcs_ray.study import Study
@@ -176,7 +176,7 @@ def _require_folds(study: Study) -> StageRecord:
 def _evaluated(study: Study, record: StageRecord, progress: Progress) -> tuple[dict[str, Any], pd.DataFrame]:
     settings = _settings(study, record)
     labels = provenance_of_folds(study, record)
-    excluded = exclusions(study)
+    excluded = exclusions(study).restrict(fold_keys(study))
     summaries, tables = list[dict[str, Any]](), list[pd.DataFrame]()
     progress(0, len(settings))
     for number, setting in enumerate(settings):

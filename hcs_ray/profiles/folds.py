@@ -61,6 +61,13 @@ def compounds(study: Study) -> list[str]:
     return scored_compounds(read_wells(study))
 
 
+def fold_keys(study: Study) -> frozenset[str]:
+    """The labelled fields and the negative controls, which every fold embeds."""
+    fields = read_index(study, [c.KEY, c.MOA, c.PERT_TYPE])
+    used = fields[c.MOA].notna() | (fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL)
+    return frozenset(fields.loc[used, c.KEY])
+
+
 def fold_study(study: Study, compound: str) -> Study:
     """The study with ``split.leave_out`` set; all else, ``leave_out_batches`` included, as it is."""
     split = study.config.split.model_copy(update={"leave_out": compound})
@@ -146,8 +153,6 @@ class _Screen:
 
     @classmethod
     def of(cls, study: Study, record: StageRecord | None, excluded: frozenset[str]) -> _Screen:
-        fields = read_index(study, [c.KEY, c.MOA, c.PERT_TYPE])
-        used = fields[c.MOA].notna() | (fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL)
         wells = read_wells(study)
         labels = wells[[c.PLATE, c.WELL, c.MOA]]
         sides: dict[str, pd.DataFrame] = {}
@@ -157,7 +162,7 @@ class _Screen:
             sides[compound] = table.merge(labels, on=[c.PLATE, c.WELL], validate="1:1")
             training = sides[compound][c.SIDE] == c.TRAIN
             trained[compound] = frozenset(sides[compound].loc[training, c.MOA].dropna())
-        return cls(study, record, excluded, frozenset(fields.loc[used, c.KEY]), sides, trained)
+        return cls(study, record, excluded, fold_keys(study), sides, trained)
 
 
 @dataclass(frozen=True)
