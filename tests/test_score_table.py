@@ -16,13 +16,14 @@ import pytest
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
-from hcs_ray.profiles.aggregate import BATCHES, exclude_controls, to_treatments
+from hcs_ray.profiles.aggregate import BATCHES, WELLS, exclude_controls, to_treatments
 from hcs_ray.profiles.normalize import normalize
 from hcs_ray.profiles.score import Settings, evaluate, evaluate_wells
 from hcs_ray.profiles.score_lines import score_lines
 from hcs_ray.profiles.score_table import Request, score_table
 from hcs_ray.profiles.wells_of import Description
 from tests.command import hcs_ray, refused
+from tests.test_exclusions import drawn_index, profiled
 
 QUICK = Settings(resamples=50)
 
@@ -246,6 +247,82 @@ def test_missing_values_are_refused_or_dropped_aloud(tmp_path: Path) -> None:
     assert told["features"]["dropped_missing"] == ["F_3"]
     told = score_table(Request(path, missing="drop-rows", settings=QUICK)).told
     assert told["rules"]["missing_values"]["rows_dropped"] == 1
+    assert told["rules"]["missing_values"]["treatments_lost"] == []
+    table.loc[table[c.COMPOUND] == "c1", "F_3"] = np.nan
+    request = Request(str(written(tmp_path, table)), missing="drop-rows", settings=QUICK)
+    told = score_table(request).told
+    assert told["rules"]["missing_values"]["treatments_lost"] == ["c1@0.1", "c1@1"]
+    assert "4, with missing values; so 2 labelled treatments are in no denominator: c1@0.1" in score_lines(
+        told
+    )
+
+
+def test_a_concentration_is_what_was_written_whatever_the_width_of_its_column(tmp_path: Path) -> None:
+    """0.1 as float32 is no 0.10000000149011612, which a table of mechanisms would not know."""
+    table = drawn()
+    (tmp_path / "moa.csv").write_text(
+        table.loc[table[c.MOA].notna(), [c.COMPOUND, c.CONCENTRATION, c.MOA]]
+        .drop_duplicates()
+        .to_csv(index=False)
+    )
+    description = Description(moa_table=str(tmp_path / "moa.csv"))
+    doses = {name: table[c.CONCENTRATION].astype(name) for name in ("float32", "Float32", "float64", "str")}
+    answers = []
+    for name, dose in doses.items():
+        path = tmp_path / f"{name}.parquet"
+        table.drop(columns=c.MOA).assign(**{c.CONCENTRATION: dose}).to_parquet(path)
+        answers.append(score_table(Request(str(path), description, settings=QUICK)).queries)
+    assert answers[0][c.TREATMENT].nunique() == 8
+    for other in answers[1:]:
+        pd.testing.assert_frame_equal(other, answers[0])
+
+
+def test_a_feature_with_a_word_in_it_and_a_number_that_is_none_catch_the_eye(tmp_path: Path) -> None:
+    table = drawn().assign(dose_um=1.0)
+    table["F_1"] = table["F_1"].astype(object)
+    table.loc[3, "F_1"] = "#DIV/0!"
+    told = score_table(Request(str(written(tmp_path, table)), settings=QUICK)).told
+    assert told["features"]["text_but_no_metadata"] == ["F_1"]
+    assert told["features"]["groups"] == {"F": 5, "dose": 1}
+    assert "6 of 6 (F 5, dose 1); 1 not taken for features, since not every row is a number: F_1" in (
+        score_lines(told)
+    )
+
+
+def test_what_a_normalisation_was_told_stands_in_its_line(tmp_path: Path) -> None:
+    path = str(written(tmp_path, drawn()))
+    lines = {
+        method: score_lines(score_table(Request(path, method=method, settings=QUICK)).told)
+        for method in ("sphere", "combat", "none")
+    }
+    assert "sphere, on negative controls; shrinkage " in lines["sphere"]
+    assert "combat, on negative controls, then on all wells; told the batch of each well" in lines["combat"]
+    assert "none: as they stand" in lines["none"]
+
+
+def test_tables_of_a_study_give_the_scores_of_the_study(tmp_path: Path) -> None:
+    """A treatment that is also the positive control of every plate is profiled by its other wells alone."""
+    index = drawn_index()
+    own = index[index[c.COMPOUND] == "a0"].iloc[0]
+    controls = index.drop_duplicates(c.PLATE).copy()
+    of_treatment = {name: own[name] for name in (c.COMPOUND, c.TREATMENT, c.MOA)}
+    for name, value in {c.WELL: "C02", c.SITE: 1, c.PERT_TYPE: c.POSITIVE_CONTROL, **of_treatment}.items():
+        controls[name] = value
+    controls[c.KEY] = [c.field_key(plate, "C02", 1) for plate in controls[c.PLATE]]
+    both = pd.concat([index, controls]).sort_values(c.KEY, ignore_index=True)
+    found = profiled(tmp_path, both, {})
+    treatments = pd.read_parquet(tmp_path / "profiles/main/treatment.parquet")
+    about = {row[c.TREATMENT]: row for row in c.rows_of(treatments)}
+    assert (about["a0@1"][c.PERT_TYPE], about["a0@1"][WELLS]) == (c.TREATED, 2)
+    assert about["DMSO@0"][c.PERT_TYPE] == c.NEGATIVE_CONTROL
+    assert list(about["a0@1"][BATCHES]) == [own[c.BATCH]]
+    for table in ("treatment", "well"):
+        path = str(tmp_path / f"profiles/main/{table}.parquet")
+        told = score_table(Request(path, settings=Settings(resamples=50))).told
+        for guard in ("nsc", "nscb"):
+            same = ("correct", "total", "accuracy", "interval", "by_moa", "dropped", "candidates")
+            assert {name: told[guard][name] for name in same} == {name: found[guard][name] for name in same}
+        assert told["same_batch_share"] == found["same_batch_share"]
 
 
 def _without(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -273,6 +350,7 @@ def _cell(row: int, name: str, value: Any) -> Callable[[pd.DataFrame], pd.DataFr
         (_cell(5, c.CONCENTRATION, "high"), {}, "row 7: concentration 'high' is not a number"),
         (None, {"negative_controls": ("dmso",)}, "no row is of the negative control dmso"),
         (lambda table: table.assign(pert_type="sample"), {}, "row 2: 'sample' is none of trt, negcon"),
+        (lambda table: table.assign(**{BATCHES: "['a', 'b']"}), {}, "row 2: Metadata_Batches .* is a list"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named_with_its_row(
@@ -285,6 +363,53 @@ def test_what_is_missing_is_named_with_its_row(
     path = written(tmp_path, table)
     with pytest.raises(InputError, match=message):
         score_table(Request(str(path), Description(**options), settings=QUICK))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without(c.PLATE), "nothing tells the plate of a row; name its column in --plate"),
+        (
+            lambda table: table[table[c.COMPOUND] != "DMSO"],
+            "no row is one; name their compound in --negative",
+        ),
+        (
+            lambda table: table.assign(**{c.PLATE: "7", c.WELL: _apart(table)}),
+            "plate 7 lies in week1 and week2",
+        ),
+        (
+            lambda table: _again(table, c.BATCH, "week9"),
+            "rows of one plate and well differ in Metadata_Batch",
+        ),
+        (lambda table: _again(table, c.MOA, "m9"), "rows of one plate and well differ in Metadata_MOA"),
+    ],
+)
+def test_what_a_normalisation_cannot_do_without_is_named(
+    tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    path = str(written(tmp_path, change(drawn())))
+    with pytest.raises(InputError, match=message):
+        score_table(Request(path, method="standardize", settings=QUICK))
+
+
+def _apart(table: pd.DataFrame) -> list[str]:
+    return [f"{'BCDE'[row // 12]}{row % 12 + 1}" for row in range(len(table))]
+
+
+def _again(table: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
+    return pd.concat([table, table.assign(**{name: value})], ignore_index=True)
+
+
+def test_a_named_batch_goes_before_the_batches_of_treatments(tmp_path: Path) -> None:
+    table = drawn()
+    table[BATCHES] = table[c.BATCH].map(lambda batch: [batch])
+    path = tmp_path / "wells.parquet"
+    table.to_parquet(path)
+    with pytest.raises(InputError, match="is of treatments, and some have several rows; name --batch"):
+        score_table(Request(str(path), settings=QUICK))
+    named = score_table(Request(str(path), Description({"batch": c.BATCH}), settings=QUICK)).told
+    plain = score_table(Request(str(written(tmp_path, drawn())), settings=QUICK)).told
+    assert named["nscb"] == plain["nscb"]
 
 
 def test_what_the_other_tables_lack_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hcs_ray.contracts import NEGATIVE_CONTROL, PERT_TYPE, PLATE, InputError
+from hcs_ray.contracts import BATCH, NEGATIVE_CONTROL, PERT_TYPE, PLATE, InputError
 from hcs_ray.profiles.aggregate import Float64, Floats, require_columns
 
 _NORMAL_MAD: Final = 0.6744897501960817  # the MAD of the standard normal distribution
@@ -49,6 +49,7 @@ def per_plate(
 ) -> Normalized:
     """Centre and scale each plate by its own controls, of which ``needed`` must be there."""
     require_columns(meta, (PLATE, PERT_TYPE))
+    require_own_batch(meta)
     result = features.astype(np.float64)
     control = is_control(meta)
     kept = np.ones(features.shape[1], dtype=bool)
@@ -78,6 +79,20 @@ def center_scale(meta: pd.DataFrame, features: Floats) -> Normalized:
     spread = without_rounding(centered[control].std(axis=0), largest)
     kept = require_spread(spread)
     return Normalized(centered[:, kept] / spread[kept], kept, {})
+
+
+def require_own_batch(meta: pd.DataFrame) -> None:
+    """InputError where two batches have a plate of one name: their controls would be mixed."""
+    if BATCH not in meta.columns:
+        return
+    pairs = meta[[PLATE, BATCH]].drop_duplicates()
+    if (again := pairs.duplicated(PLATE)).any():
+        plate = pairs[PLATE][again].iloc[0]
+        batches = " and ".join(sorted(str(name) for name in pairs.loc[pairs[PLATE] == plate, BATCH])[:2])
+        raise InputError(
+            f"plate {plate} lies in {batches}: controls of two batches would be mixed; give plates names of "
+            f"their own, as {batches.partition(' ')[0]}_{plate}"
+        )
 
 
 def require_spread(spread: Float64) -> npt.NDArray[np.bool_]:

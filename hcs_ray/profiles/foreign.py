@@ -5,7 +5,6 @@ Metadata is text, as written, so that concentrations stay exact; features are fl
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import io
 import re
@@ -24,6 +23,7 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
 from hcs_ray.profiles.aggregate import Float64
 from hcs_ray.profiles.chance import Bools
+from hcs_ray.profiles.foreign_columns import is_metadata, roles_of
 from hcs_ray.storage import open_storage
 
 if TYPE_CHECKING:
@@ -31,52 +31,6 @@ if TYPE_CHECKING:
 
 Missing = Literal["refuse", "drop-features", "drop-rows"]
 
-# Role -> the names under which it is looked for, the first that is there.
-ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
-    "plate": (
-        c.PLATE, "Image_Metadata_Plate", "Image_Metadata_Plate_DAPI", "Metadata_plate", "Metadata_Barcode",
-        "Metadata_Assay_Plate_Barcode", "Assay_Plate_Barcode", "Plate", "plate", "Barcode", "barcode",
-    ),
-    "well": (
-        c.WELL, "Image_Metadata_Well", "Image_Metadata_Well_DAPI", "Metadata_well", "Metadata_well_position",
-        "Metadata_Well_Position", "well_position", "Well", "well",
-    ),
-    "batch": (
-        c.BATCH, "Image_Metadata_Batch", "Metadata_batch", "Metadata_Week", "Image_Metadata_Week", "Batch",
-        "batch", "Week", "week",
-    ),
-    "compound": (
-        c.COMPOUND, "Image_Metadata_Compound", "Metadata_compound", "Metadata_JCP2022",
-        "Metadata_broad_sample", "Metadata_pert_iname", "Compound", "compound",
-    ),
-    "concentration": (
-        c.CONCENTRATION, "Image_Metadata_Concentration", "Metadata_concentration",
-        "Metadata_mmoles_per_liter", "Metadata_Dose", "Metadata_dose", "Concentration", "concentration",
-        "dose",
-    ),
-    "treatment": (c.TREATMENT, "Metadata_treatment", "Treatment", "treatment"),
-    "moa": (
-        c.MOA, "Metadata_MoA", "Metadata_moa", "Image_Metadata_MoA", "Image_Metadata_MOA", "MOA", "MoA",
-        "moa",
-    ),
-    "pert_type": (c.PERT_TYPE, "Metadata_control_type", "pert_type", "control_type"),
-}  # fmt: skip
-_METADATA: Final = (c.METADATA_PREFIX, "Image_Metadata_", c.QC_PREFIX, c.PROBABILITY_PREFIX)
-_BOOKKEEPING: Final = frozenset(
-    {
-        "ImageNumber",
-        "TableNumber",
-        "ObjectNumber",
-        "Replicate",
-        "replicate",
-        "site",
-        "Site",
-        "index",
-        c.KEY,
-        "row",
-    }
-)
-_UNNAMED: Final = re.compile(r"(Unnamed: \d+)?")
 _SEPARATORS: Final = (",", ";", "\t")
 
 
@@ -91,6 +45,7 @@ class ForeignTable:
         features: Their names.
         where: Of each row, as messages call it.
         ignored: Numeric columns that were not taken for features.
+        text: Columns that are neither metadata nor numeric, as one with a word among its numbers.
     """
 
     name: str
@@ -99,6 +54,7 @@ class ForeignTable:
     features: tuple[str, ...]
     where: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
 
     def take(self, rows: Bools, columns: Bools) -> ForeignTable:
         """Some rows and some features of it, by masks."""
@@ -109,6 +65,7 @@ class ForeignTable:
             tuple(name for name, kept in zip(self.features, columns, strict=True) if kept),
             tuple(name for name, kept in zip(self.where, rows, strict=True) if kept),
             self.ignored,
+            self.text,
         )
 
 
@@ -117,7 +74,7 @@ def read_profiles(path: str, named: Mapping[str, str], prefixes: Sequence[str] =
 
     Args:
         path: Of the file.
-        named: Role (a key of `ALIASES`) -> column, as the user has named them.
+        named: Role (a key of `foreign_columns.ALIASES`) -> column, as the user has named them.
         prefixes: Features are the numeric columns that begin so; none: all that are no metadata.
 
     Raises:
@@ -147,24 +104,8 @@ def read_file(path: str) -> bytes:
         raise InputError(f"{path}: not a readable gzip file ({error}); copy it again") from None
 
 
-def find_column(columns: Sequence[str], role: str, named: Mapping[str, str], source: str) -> str | None:
-    """The column of a role: the one that is named, else the first of `ALIASES`; None where there is none.
-
-    InputError: the named one is not there; the message names the nearest.
-    """
-    wanted = named.get(role)
-    if wanted is None:
-        return next((alias for alias in ALIASES[role] if alias in columns), None)
-    if wanted in columns:
-        return wanted
-    folded = {name.casefold(): name for name in columns}
-    close = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.4)
-    hint = f"; the nearest is {folded[close[0]]}" if close else ""
-    raise InputError(f"{source}: has no column {wanted} (--{role.replace('_', '-')}){hint}")
-
-
-def without_missing(table: ForeignTable, policy: Missing) -> tuple[ForeignTable, dict[str, Any]]:
-    """The table with finite features only, and what was dropped for it.
+def without_missing(table: ForeignTable, policy: Missing) -> tuple[ForeignTable, Bools, list[str]]:
+    """The table with finite features only, which of its rows are left (N,), and the features dropped for it.
 
     InputError: ``policy`` refuses and a value is missing or infinite, or nothing is left.
     """
@@ -185,22 +126,7 @@ def without_missing(table: ForeignTable, policy: Missing) -> tuple[ForeignTable,
     if not rows.any() or not columns.any():
         raise InputError(f"{table.name}: every {'row' if not rows.any() else 'feature'} has a missing value")
     dropped = [name for name, kept in zip(table.features, columns, strict=True) if not kept]
-    return table.take(rows, columns), {"rows": int((~rows).sum()), "features": dropped}
-
-
-def _roles(columns: Sequence[str], named: Mapping[str, str], source: str) -> set[str]:
-    """The columns that have a role in this table."""
-    found = {find_column(columns, role, named, source) for role in ALIASES}
-    return {name for name in found if name is not None}
-
-
-def _is_metadata(name: str, roles: set[str]) -> bool:
-    return (
-        name in roles
-        or name.startswith(_METADATA)
-        or name in _BOOKKEEPING
-        or _UNNAMED.fullmatch(name) is not None
-    )
+    return table.take(rows, columns), rows, dropped
 
 
 def _split(
@@ -215,7 +141,7 @@ def _split(
         raise InputError(f"{source}: has no rows")
     columns = [str(name) for name in frame.columns]
     frame = frame.set_axis(columns, axis=1)
-    roles = _roles(columns, named, source)
+    roles = roles_of(columns, named, source)
     numeric = [
         name
         for name in columns
@@ -223,22 +149,31 @@ def _split(
     ]
     if prefixes:
         chosen = [name for name in columns if name.startswith(prefixes) and name not in roles]
-        if text := next((name for name in chosen if name not in numeric), None):
-            raise InputError(f"{source}: the feature {text} is not numeric in every row")
+        if wrong := next((name for name in chosen if name not in numeric), None):
+            raise InputError(f"{source}: the feature {wrong} is not numeric in every row")
     else:
-        chosen = [name for name in numeric if not _is_metadata(name, roles)]
+        chosen = [name for name in numeric if not is_metadata(name, roles)]
     if not chosen:
         asked = f" that begins with {' or '.join(prefixes)}" if prefixes else ""
         raise InputError(f"{source}: has no numeric column{asked} that could be a feature; see --features")
     others = [name for name in columns if name not in chosen]
-    ignored = tuple(name for name in others if name in numeric and not _is_metadata(name, roles))
+    unknown = [name for name in others if not is_metadata(name, roles)]
+    ignored = tuple(name for name in unknown if name in numeric)
+    text = tuple(name for name in unknown if name not in numeric)
     values = frame[chosen].to_numpy(dtype=np.float64, na_value=np.nan)
     meta = pd.DataFrame({name: _text(frame[name]) for name in others}, index=frame.index)
-    return ForeignTable(source, meta.reset_index(drop=True), values, tuple(chosen), tuple(where), ignored)
+    return ForeignTable(
+        source, meta.reset_index(drop=True), values, tuple(chosen), tuple(where), ignored, text
+    )
 
 
 def _text(column: pd.Series[Any]) -> pd.Series[Any]:
     """Cells as text, whole numbers without a point; missing where empty. Lists stay what they are."""
+    narrow = {"float16": "f2", "float32": "f4"}.get(str(column.dtype).lower())
+    if narrow is not None:
+        # As object they would be doubles, and 0.3 would be written 0.30000001192092896.
+        cells = column.to_numpy(dtype=narrow, na_value=np.nan)
+        return pd.Series([_cell(cell) for cell in cells], index=column.index, dtype=object)
     return column.astype(object).map(_cell)
 
 
@@ -266,7 +201,7 @@ def _read_csv(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) ->
         separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
         names = next(reader([header], delimiter=separator))
         _refuse_twins(names, path)
-        text = {name: pa.string() for name in names if _is_metadata(name, _roles(names, named, path))}
+        text = {name: pa.string() for name in names if is_metadata(name, roles_of(names, named, path))}
         # One block, so that a column's type follows from all its rows. Arrow refuses rows that are too long
         # or too short, and rounds rightly: a table is the same as CSV and as Parquet.
         table = csv.read_csv(
@@ -323,7 +258,7 @@ def _read_h5ad(path: str, named: Mapping[str, str], prefixes: tuple[str, ...]) -
             f"{path}: has no rows, or no feature{' that begins so; see --features' if prefixes else ''}"
         )
     columns = [str(name) for name in data.obs.columns]
-    _roles(columns, named, path)
+    roles_of(columns, named, path)
     meta = pd.DataFrame({name: _text(data.obs[name]) for name in columns}).reset_index(drop=True)
     features = tuple(name for name, kept in zip(names, chosen, strict=True) if kept)
     return ForeignTable(

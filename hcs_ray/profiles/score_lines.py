@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hcs_ray.profiles.fold_stage import hits_text
@@ -60,10 +60,7 @@ def _rules(told: Mapping[str, Any]) -> Iterator[str]:
     yield "Rules"
     yield _line("  rows", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
     yield _line("  features", _feature_words(features))
-    method = rules["normalization"]["method"]
-    yield _line(
-        "  normalisation", "none: as they stand" if method == "none" else f"{method}, on negative controls"
-    )
+    yield _line("  normalisation", _normalisation_words(rules["normalization"]))
     yield _line("  fields to wells", rules["well_from_fields"])
     yield _line(
         "  wells to treatments", f"{rules['treatment_from_wells']}; control wells are left out before"
@@ -82,21 +79,49 @@ def _rules(told: Mapping[str, Any]) -> Iterator[str]:
         yield from _dropped(told[guard], guard.upper()) if told[guard] else ()
     yield _line("  candidates", rules["candidates"])
     if rules["missing_values"]["rows_dropped"]:
-        yield _line("  rows dropped", f"{rules['missing_values']['rows_dropped']}, with missing values")
+        yield _line("  rows dropped", _missing_words(rules["missing_values"]))
     for column, source in rules["columns"].items():
         yield _line(f"  {column.removeprefix('Metadata_')}", source)
 
 
+def _normalisation_words(told: Mapping[str, Any]) -> str:
+    """Of ComBat and Harmony, which are libraries', also what they were told of all wells."""
+    if told["method"] == "none":
+        return "none: as they stand"
+    words = f"{told['method']}, on negative controls"
+    if "library" in told:
+        words += f", then on all wells; told {told['told']}"
+    shares = [f"{told[name]:.2g}" for name in ("shrinkage", "batch_shrinkage") if name in told]
+    return words + (f"; shrinkage {', of batches '.join(shares)}" if shares else "")
+
+
+def _missing_words(missing: Mapping[str, Any]) -> str:
+    words, lost = f"{missing['rows_dropped']}, with missing values", missing["treatments_lost"]
+    if not lost:
+        return words
+    return f"{words}; so {len(lost)} labelled treatments are in no denominator: {_shown(lost)}"
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _group_words(groups: Mapping[str, int]) -> str:
+    """The most common beginnings of features' names and the rarest, which may be no features at all."""
+    told = [f"{name} {count}" for name, count in sorted(groups.items(), key=lambda group: -group[1])]
+    return ", ".join(told if len(told) <= 6 else [*told[:3], "...", *told[-3:]])
+
+
 def _feature_words(features: Mapping[str, Any]) -> str:
-    words = [f"{features['used']} of {features['read']}"]
+    words = [f"{features['used']} of {features['read']} ({_group_words(features['groups'])})"]
     for name, why in (
         ("dropped_without_spread", "dropped, without spread among the negative controls of a plate"),
         ("dropped_missing", "dropped, with missing values"),
         ("numeric_but_ignored", "numeric but not taken for features"),
+        ("text_but_no_metadata", "not taken for features, since not every row is a number"),
     ):
         if features[name]:
-            shown = ", ".join(features[name][:3]) + (" ..." if len(features[name]) > 3 else "")
-            words.append(f"{len(features[name])} {why}: {shown}")
+            words.append(f"{len(features[name])} {why}: {_shown(features[name])}")
     return "; ".join(words)
 
 

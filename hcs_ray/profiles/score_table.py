@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
@@ -12,6 +14,7 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
 from hcs_ray.profiles.aggregate import BATCHES, Float64, Floats, How, exclude_controls, to_wells
+from hcs_ray.profiles.chance import Bools
 from hcs_ray.profiles.foreign import ForeignTable, Missing, read_profiles, without_missing
 from hcs_ray.profiles.neighbours import Metric
 from hcs_ray.profiles.normalize import METHODS, Method, normalize
@@ -21,6 +24,7 @@ from hcs_ray.profiles.wells_of import Described, Description, describe
 
 _FORMAT: Final = 1
 _NO_BATCH: Final = "(not told)"
+_OF_A_WELL: Final = (c.COMPOUND, c.TREATMENT, c.PERT_TYPE, c.BATCH, c.MOA)
 NO_NSCB: Final = (
     "impossible: nothing tells the batch (week) of a row, so neighbours of the same batch cannot be left "
     "out; name its column in --batch"
@@ -75,14 +79,17 @@ def score_table(request: Request) -> Answer:
             of its values.
     """
     _check(request)
-    columns = request.description.columns
-    table, dropped = without_missing(read_profiles(request.table, columns, request.features), request.missing)
-    described = describe(table, request.description)
+    whole = read_profiles(request.table, request.description.columns, request.features)
+    described = describe(whole, request.description)
     has_batch = described.has(c.BATCH) or described.has(BATCHES)
     meta = described.meta if has_batch else described.meta.assign(**{c.BATCH: _NO_BATCH})
-    _require_batches(table, meta)
+    _require_batches(whole, meta)
+    table, there, without = without_missing(whole, request.missing)
+    dropped = _dropped(meta, there, without)
+    meta = meta[there].reset_index(drop=True)
     rows = len(meta)
     meta, values, from_fields = _wells(request, meta, table.values)
+    _require_controls(request, meta)
     normalized, kept, stated = normalize(meta, values, request.method)
     found = _evaluate(meta, normalized, request)
     nscb = found.nscb.figures() if has_batch else None
@@ -128,13 +135,37 @@ def _require_batches(table: ForeignTable, meta: pd.DataFrame) -> None:
         raise InputError(f"{table.name} {row}: has no batch ({column}); give every row one, or none")
 
 
+def _dropped(meta: pd.DataFrame, there: Bools, features: list[str]) -> dict[str, Any]:
+    """What `--missing` leaves out; ``treatments``: labelled ones without a row, so in no denominator."""
+    asked = meta[(meta[c.PERT_TYPE] == c.TREATED) & meta[c.MOA].notna()]
+    lost = set(asked[c.TREATMENT]) - set(asked.loc[there[asked.index], c.TREATMENT])
+    return {"rows": int((~there).sum()), "features": features, "treatments": sorted(lost)}
+
+
+def _require_controls(request: Request, meta: pd.DataFrame) -> None:
+    """What every normalisation but none rests on."""
+    if request.method == "none":
+        return
+    if c.PLATE not in meta:
+        raise InputError(
+            f"{request.table}: --normalize {request.method} is made plate by plate, and nothing tells the "
+            "plate of a row; name its column in --plate"
+        )
+    if not (meta[c.PERT_TYPE] == c.NEGATIVE_CONTROL).any():
+        raise InputError(
+            f"{request.table}: --normalize {request.method} rests on negative controls, and no row is one; "
+            "name their compound in --negative-control, or the column of roles in --pert-type"
+        )
+
+
 def _wells(request: Request, meta: pd.DataFrame, values: Floats) -> tuple[pd.DataFrame, Float64, bool]:
     """Rows of one well (fields) as one row, and whether there were any."""
     places = [c.PLATE, c.WELL]
     if not set(places) <= set(meta.columns) or not meta.duplicated(places).any():
         return meta, np.asarray(values, dtype=np.float64), False
     wells, profiles = to_wells(meta, values, request.field_how)
-    if lost := next((name for name in (c.COMPOUND, c.TREATMENT, c.PERT_TYPE) if name not in wells), None):
+    told = [name for name in _OF_A_WELL if name in meta]
+    if lost := next((name for name in told if name not in wells), None):
         raise InputError(
             f"{request.table}: rows of one plate and well differ in {lost}; are --plate and --well right?"
         )
@@ -178,10 +209,18 @@ def _features(table: ForeignTable, kept: Any, dropped: Mapping[str, Any]) -> dic
     return {
         "read": len(table.features) + len(dropped["features"]),
         "used": int(kept.sum()),
+        "groups": _groups(table.features),
         "dropped_missing": dropped["features"],
         "dropped_without_spread": without_spread,
         "numeric_but_ignored": list(table.ignored),
+        "text_but_no_metadata": list(table.text),
     }
+
+
+def _groups(features: Sequence[str]) -> dict[str, int]:
+    """How many features there are of each beginning (``Cells``), so that one that is none catches the eye."""
+    beginnings = [re.sub(r"[_\W\d].*", "", name) or name for name in features]
+    return dict(sorted(Counter(beginnings).items()))
 
 
 def _rules(
@@ -197,11 +236,21 @@ def _rules(
         **found.rules,
         "distance": request.settings.metric,
         "normalization": {"method": request.method, **stated},
-        "well_from_fields": request.field_how if from_fields else "a row a well",
-        "missing_values": {"policy": request.missing, "rows_dropped": dropped["rows"]},
+        "well_from_fields": _from_fields(request, described, from_fields),
+        "missing_values": {
+            "policy": request.missing,
+            "rows_dropped": dropped["rows"],
+            "treatments_lost": dropped["treatments"],
+        },
         "columns": dict(sorted(described.sources.items())),
         "denominator": "every treatment with a MoA, but those that no neighbour could match (dropped)",
         "candidates": "all treatments with a MoA; dropped queries stay candidates",
         "interval": f"95 %, bootstrap over compounds, {request.settings.resamples} draws",
         "null": "labels permuted among compounds",
     }
+
+
+def _from_fields(request: Request, described: Described, from_fields: bool) -> str:
+    if from_fields:
+        return request.field_how
+    return "a row a well" if described.has(c.WELL) else "rows as they stand: nothing tells their well"

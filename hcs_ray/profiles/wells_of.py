@@ -19,7 +19,8 @@ from hcs_ray.config import Bbbc021Screen
 from hcs_ray.config.screens import PositiveControl
 from hcs_ray.contracts import InputError
 from hcs_ray.profiles.aggregate import BATCHES
-from hcs_ray.profiles.foreign import ALIASES, ForeignTable, find_column, read_file
+from hcs_ray.profiles.foreign import ForeignTable, read_file
+from hcs_ray.profiles.foreign_columns import ALIASES, find_column
 from hcs_ray.screen.bbbc021_tables import perturbation_types
 from hcs_ray.screen.tables import decimal, read_table
 from hcs_ray.screen.wells import padded_well
@@ -74,8 +75,8 @@ def describe(table: ForeignTable, asked: Description) -> Described:
     meta, sources = _own_columns(table, asked.columns)
     if asked.image_table is not None:
         meta, sources = _with_images(table, meta, sources, asked)
-    if BATCHES not in meta and BATCHES in table.meta:
-        meta[BATCHES] = table.meta[BATCHES]
+    if BATCHES in table.meta and "batch" not in asked.columns:
+        meta[BATCHES] = _lists(table)
         sources[BATCHES] = f"column {BATCHES}"
     _require(table, meta, c.COMPOUND, "--compound")
     doses = _doses(table, meta)
@@ -98,6 +99,18 @@ def describe(table: ForeignTable, asked: Description) -> Described:
         )
     meta.loc[meta[c.PERT_TYPE] == c.NEGATIVE_CONTROL, c.MOA] = None
     return Described(meta, sources)
+
+
+def _lists(table: ForeignTable) -> pd.Series[Any]:
+    """The batches of each treatment; one name is a batch, and a list that became text is none."""
+    cells = table.meta[BATCHES]
+    for cell, where in zip(cells, table.where, strict=True):
+        if isinstance(cell, str) and cell.startswith(("[", "(", "{")):
+            raise InputError(
+                f"{table.name} {where}: {BATCHES} {cell} is a list written as text; score the Parquet table, "
+                "or name a column of one batch a row in --batch"
+            )
+    return cells
 
 
 def _own_columns(table: ForeignTable, named: Mapping[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -249,7 +262,8 @@ def _role(text: Any, where: str) -> str:
     role = c.POSITIVE_CONTROL if str(text).startswith("poscon") else str(text)
     if role not in _ROLES:
         raise InputError(
-            f"{where}: {text!r} is none of {', '.join(_ROLES)}; name the controls in --negative-control"
+            f"{where}: {text!r} is none of {', '.join(_ROLES)}; name the column that says so in --pert-type "
+            "(JUMP's Metadata_control_type)"
         )
     return role
 
