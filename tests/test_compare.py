@@ -51,16 +51,18 @@ from hcs_ray.profiles.batch_gauges import (
     week_predictability,
 )
 from hcs_ray.profiles.build import profile
-from hcs_ray.profiles.compare import compare, read_comparison
+from hcs_ray.profiles.compare import compare, read_comparison, show_comparison
 from hcs_ray.profiles.compare_picture import picture
 from hcs_ray.profiles.controls import is_control
 from hcs_ray.profiles.normalize import METHODS, normalize
 from hcs_ray.profiles.retrieval import Design, average_precisions, directions, replicates
 from hcs_ray.study import open_study
+from tests import scored_study
 from tests.command import hcs_ray, refused
 from tests.drawn_wells import drawn_wells
 from tests.ljosa import bbbc021_wells, cellprofiler_wells
 from tests.report_study import make_study, quiet
+from tests.test_exclusions import drawn_index
 
 QUICK = ProfileConfig(resamples=200)
 
@@ -337,7 +339,36 @@ def test_what_cannot_be_made_stands_in_the_table_with_the_reason() -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_without_controls_nothing_tells_what_is_left_of_batches() -> None:
+    meta, features = drawn_wells(22)
+    treated = ~is_control(meta)
+    with pytest.raises(InputError, match="no well is a negative control"):
+        bake_off(meta[treated].reset_index(drop=True), features[treated], QUICK)
+
+
 # --- The command ------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_all_that_were_made_where_others_could_not_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pandas 3, or 2 when told so, reads a missing text of a Parquet file as NaN, which is true."""
+    index = drawn_index()
+    index = index[index[BATCH] == "W0"].reset_index(drop=True)
+    study = scored_study.make_study(tmp_path, index, {"profile": {"resamples": 20}})
+    scored_study.train(study)
+    random = np.random.default_rng(0)
+    chances = random.dirichlet((1, 1, 1), len(index))
+    says = {name: chances[:, number] for number, name in enumerate("ABC")}
+    scored_study.embed(study, random.normal(size=(len(index), 5)), says)
+    compare(study, quiet)
+    with pd.option_context("future.infer_string", True):
+        show_comparison(study)
+    printed = capsys.readouterr().err
+    lines = {line.strip(" *").partition(" ")[0]: line for line in printed.splitlines()}
+    assert "nothing to align" in lines["tvn:"]
+    assert all(name in lines for name in ("none", "center_scale", "sphere"))
+    assert "nan" not in printed
 
 
 @pytest.fixture(scope="module")

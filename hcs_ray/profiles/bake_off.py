@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from hcs_ray.config import ProfileConfig
-from hcs_ray.contracts import MOA, SMILES, InputError, Progress, rows_of
+from hcs_ray.contracts import MOA, NEGATIVE_CONTROL, PERT_TYPE, SMILES, InputError, Progress, rows_of
 from hcs_ray.profiles import retrieval
 from hcs_ray.profiles.aggregate import Float64, Floats, exclude_controls, to_treatments
 from hcs_ray.profiles.batch_gauges import (
@@ -28,6 +28,7 @@ from hcs_ray.profiles.batch_gauges import (
     plate_predictability,
     week_predictability,
 )
+from hcs_ray.profiles.controls import is_control
 from hcs_ray.profiles.normalize import METHODS, Method, normalize
 from hcs_ray.profiles.score import Settings, Tally, evaluate
 
@@ -139,6 +140,11 @@ def gauge(
 
     Also the profiles of treatments (T, K) under each that could be made, what each states, and the design.
     """
+    if not is_control(meta).any():
+        raise InputError(
+            f"no well is a negative control ({PERT_TYPE} = {NEGATIVE_CONTROL}): without any, nothing tells "
+            "what is left of batches"
+        )
     treated = exclude_controls(meta, np.arange(len(meta), dtype=np.float64)[:, None])
     rows = treated[1][:, 0].astype(np.intp)
     design = retrieval.Design.of(treated[0], config.seed)

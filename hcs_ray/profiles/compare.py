@@ -86,14 +86,14 @@ def show_comparison(study: Study) -> None:
     for head in ("", "mAP", "null", "week", "plate", "LISI", "same", "NSC", "NSCB"):
         shown.add_column(head, no_wrap=True, justify="right" if head else "left")
     for row in rows_of(table):
-        if row[SKIPPED]:
+        if isinstance(row[SKIPPED], str):
             continue
         style = "bold" if row[CHOSEN] else "" if row[CANDIDATE] else "dim"
         shown.add_row(f"{'*' if row[CHOSEN] else ' '} {row[METHOD]}", *_cells(row, scores), style=style)
     console = Console(stderr=True, highlight=False)
     console.print(shown)
     for row in rows_of(table):
-        if row[SKIPPED]:
+        if isinstance(row[SKIPPED], str):
             console.print(f"  {row[METHOD]}: {row[SKIPPED]}", style="dim", soft_wrap=True, markup=False)
     console.print(_legend(table, document), soft_wrap=True, markup=False)
     place = f"{study.storage.url}/{study.place('compare').folder}"
