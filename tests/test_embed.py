@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hcs_ray import contracts as c
 from hcs_ray.config import EmbedConfig
 from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.embed import sound_chunks
 from hcs_ray.embed.actor import Embedder
 from hcs_ray.embed.chunks import Unreadable, inspect_chunk
 from hcs_ray.embed.index import INDEX, IndexReader, check_index
@@ -31,7 +32,8 @@ from hcs_ray.shards.read import DamagedMemberError, ShardReader
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import Study, open_study
-from hcs_ray.tables import read_index
+from hcs_ray.tables import chunk_file, read_index
+from hcs_ray.train import load_network, model_bytes
 from tests.embedding_study import CLASSES, DOWNSAMPLE, sharded_study, trained
 from tests.stored_fields import flip
 
@@ -261,6 +263,9 @@ def test_an_index_that_is_not_the_recorded_one_is_refused(own: Path) -> None:
     flip(own / INDEX, 100)
     with pytest.raises(HcsError, match=r"index.parquet is damaged"):
         check_index(study)
+    flip(own / INDEX, (own / INDEX).stat().st_size - 2)
+    with pytest.raises(HcsError, match=r"index.parquet is damaged: .*hcs-ray shard --force"):
+        IndexReader(study.storage)
 
 
 # --- chunks on disk ----------------------------------------------------------------------------------
@@ -363,6 +368,59 @@ def test_a_damaged_control_anchors_nothing(own: Path) -> None:
         wanted = network(images, plates, torch.from_numpy(controls)).embeddings.numpy()
     found = parts_of(Embedder(study, "digest").table(0, len(fields) - 1))[0]
     np.testing.assert_allclose(found, np.delete(wanted, row, axis=0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_chunks_that_a_damaged_control_did_not_anchor_are_told_from_whole_ones(own: Path) -> None:
+    """They lack no field, but their plate's statistics are others once the shards are whole again."""
+    study, _ = trained(own, "embed.on_error=quarantine", name="anchored", normalization="control_anchored")
+    fields = read_index(study)
+    controls = np.flatnonzero((fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL).to_numpy())
+    row = int(controls[0])
+    of_plate = np.flatnonzero((fields[c.PLATE] == fields[c.PLATE][row]).to_numpy())
+    elsewhere = np.flatnonzero((fields[c.PLATE] != fields[c.PLATE][row]).to_numpy())
+    beside = int(next(other for other in of_plate if other != row))
+    chunks = [(number, number) for number in (row, beside, int(elsewhere[0]))]
+    before = shutil.copytree(own / "shards", own / "whole")
+    key = damage(own, row).key
+    folder = study.place("embed").folder
+    with study.writing("embed", study.claim("embed")) as writer:
+        for chunk in chunks:
+            data = parquet_bytes(Embedder(study, "digest").table(*chunk))
+            writer.write(chunk_file(*chunk), data)
+    found = [
+        inspect_chunk((own / folder / chunk_file(*chunk)).read_bytes(), chunk, "digest") for chunk in chunks
+    ]
+    assert [file.not_anchored_by for file in found if file] == [(), (key,), ()]
+    assert [len(file.unreadable) for file in found if file] == [1, 0, 0]
+    assert [chunk for chunk, _ in sound_chunks(study, chunks, "digest")] == chunks
+    strict, _ = trained(own, name="anchored", normalization="control_anchored")
+    shutil.rmtree(own / "shards")
+    before.rename(own / "shards")
+    assert [chunk for chunk, _ in sound_chunks(strict, chunks, "digest")] == chunks[2:]
+
+
+def scaled(study: Study, factor: float) -> None:
+    """The network again, its last weights multiplied."""
+    network, spec = load_network(study)
+    state = network.state_dict()
+    last = [name for name in state if name.startswith("backbone") and name.endswith("weight")][-1]
+    state[last] *= factor
+    with study.writing("train", study.claim("train"), force=True) as writer:
+        writer.write("model.pt", model_bytes(spec, state))
+
+
+def test_an_embedding_that_is_not_finite_is_not_written(own: Path) -> None:
+    study, _ = trained(own, "embed.dtype=float16")
+    key = read_index(study)[c.KEY][3]
+    scaled(study, 1e7)
+    with pytest.raises(InputError, match=f"embed.dtype float16: too small for the embedding of field {key}"):
+        Embedder(study, "digest").table(3, 5)
+    exact = open_study(str(own))
+    assert Embedder(exact, "digest").table(3, 5).num_rows == 3
+    scaled(study, float("nan"))
+    with pytest.raises(InputError, match=f"field {key}: the network's embedding of it is not finite"):
+        Embedder(exact, "digest").table(3, 5)
 
 
 def test_a_store_that_does_not_answer_is_no_damage(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

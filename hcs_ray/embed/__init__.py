@@ -33,7 +33,7 @@ from hcs_ray.tables import (
     read_unreadable,
 )
 
-__all__ = ["embed"]
+__all__ = ["embed", "sound_chunks"]
 
 _CHECKS: Final = 4  # chunk files that are read at a time
 _QUARANTINE: Final = "quarantine"
@@ -63,19 +63,19 @@ def embed(
     claim = study.claim("embed")
     fields = IndexReader(study.storage).fields
     chunks = list(_chunks(fields, study.config.embed.chunk_fields))
-    if not force and study.is_complete("embed", claim) and _is_of_this_kind(study):
+    if not force and study.is_complete("embed", claim) and _lacks_nothing_wanted(study):
         return _figures(study, fields, len(chunks))
     with study.writing("embed", claim, force) as writer:
         check_index(study)
         digest = canonical_digest(claim.model_dump(mode="json"))
-        found = dict(_sound(study, chunks, digest))
+        found = dict(sound_chunks(study, chunks, digest))
         missing = [chunk for chunk in chunks if chunk not in found]
         done = fields - sum(last - first + 1 for first, last in missing)
         progress(done, fields)
         for first, last in distribute(study, missing, digest, make):
             done += last - first + 1
             progress(done, fields)
-        found |= _sound(study, missing, digest)
+        found |= sound_chunks(study, missing, digest)
         if lost := [chunk for chunk in chunks if chunk not in found]:
             raise HcsError(
                 f"{study.storage.url}/{writer.path(chunk_file(*lost[0]))} has changed since it was written; "
@@ -90,17 +90,17 @@ def _chunks(fields: int, size: int) -> Iterator[Chunk]:
         yield first, min(first + size, fields) - 1
 
 
-def _is_of_this_kind(study: Study) -> bool:
-    """Whether unreadable fields were listed, or not, as it is wanted now.
+def _lacks_nothing_wanted(study: Study) -> bool:
+    """Whether the finished embeddings lack no field, or unreadable ones are to be left out now, too."""
+    unreadable = read_unreadable(study)
+    return study.config.embed.on_error == _QUARANTINE or unreadable is None or unreadable.empty
 
-    Without unreadable fields both kinds are the same but for an empty list.
+
+def sound_chunks(study: Study, chunks: list[Chunk], digest: str) -> Iterator[tuple[Chunk, ChunkFile]]:
+    """Those chunks whose files are there, undamaged, from the same claim, and complete.
+
+    Unless unreadable fields are to be left out, they must owe nothing to damaged members.
     """
-    listed = f"{study.place('embed').folder}/{UNREADABLE_FILE}" in study.require("embed").outputs
-    return listed == (study.config.embed.on_error == _QUARANTINE)
-
-
-def _sound(study: Study, chunks: list[Chunk], digest: str) -> Iterator[tuple[Chunk, ChunkFile]]:
-    """Those chunks whose files are there, undamaged, from the same claim, and complete."""
     folder, partial = study.place("embed").folder, study.config.embed.on_error == _QUARANTINE
     there = study.storage.sizes(folder)
     present = [chunk for chunk in chunks if f"{folder}/{chunk_file(*chunk)}" in there]
@@ -111,7 +111,7 @@ def _sound(study: Study, chunks: list[Chunk], digest: str) -> Iterator[tuple[Chu
 
     with ThreadPoolExecutor(_CHECKS, thread_name_prefix="chunks") as pool:
         for chunk, file in zip(present, pool.map(look, present), strict=True):
-            if file is not None and (partial or not file.unreadable):
+            if file is not None and (partial or file.as_of_sound_shards):
                 yield chunk, file
 
 

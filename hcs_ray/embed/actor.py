@@ -10,9 +10,10 @@ import contextlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import torch
@@ -35,6 +36,7 @@ from hcs_ray.study import Study
 from hcs_ray.tables import chunk_file
 from hcs_ray.train import load_network
 
+Embeddings = npt.NDArray[np.floating[Any]]
 _ANCHORS_IN_USE: Final = 4  # times model.anchor_fields: what is computed once can do with less noise
 
 
@@ -49,12 +51,15 @@ class Embedder:
         self._study, self._digest = study, digest
         self._config = study.config.embed
         self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
+        # By itself torch rounds what convolutions of float32 read to 10 bits, on a GPU alone.
+        torch.backends.cudnn.allow_tf32 = self._config.precision != "32"
         network, self._spec = load_network(study)
         self._network = network.to(self._device)
         self._index = IndexReader(study.storage)
         self._reader = ShardReader(study.storage, study.require("shard"))
         self._part = part_read(self._config, self._reader.shape)
         self._statistics: dict[str, PlateStatistics] = {}  # of the plates met so far
+        self._damaged_controls: dict[str, list[str]] = {}  # of these plates
         self._check_size()
 
     def write(self, first: int, last: int) -> None:
@@ -69,7 +74,8 @@ class Embedder:
         Raises:
             DamagedMemberError: a field is damaged, ``embed.on_error`` is fail; names field, shard and offset.
             HcsError: the storage does not give a field.
-            InputError: the network is control-anchored, and a plate has no control to anchor it.
+            InputError: the network is control-anchored, and a plate has no control to anchor it; or an
+                embedding is not finite as it would be written.
         """
         rows = self._index.rows(first, last)
         source = self._source(rows)
@@ -84,11 +90,25 @@ class Embedder:
             kept = np.flatnonzero(~source.fields[c.KEY].isin([row.key for row in unreadable]))
             found = self._infer(source, kept)
         meta = rows.select([c.KEY, *c.metadata_columns(rows.column_names)]).take(pa.array(kept))
-        embeddings = found.embeddings.numpy().astype(self._config.dtype)
+        embeddings = self._stored(found, meta[c.KEY])
         probabilities = found.probabilities.numpy()
+        plates = dict.fromkeys(meta[c.PLATE].to_pylist())
+        lacking = [key for plate in plates for key in self._damaged_controls.get(plate, [])]
         return chunk_table(
-            meta, embeddings, probabilities, self._spec, (first, last), self._digest, unreadable
+            meta, embeddings, probabilities, self._spec, (first, last), self._digest, unreadable, lacking
         )
+
+    def _stored(self, found: Pooled, keys: pa.ChunkedArray) -> Embeddings:
+        """Embeddings as they are written; `InputError` where one is not finite then."""
+        with np.errstate(over="ignore"):
+            embeddings = found.embeddings.numpy().astype(self._config.dtype)
+        lost = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if not lost.size:
+            return embeddings
+        key = keys[int(lost[0])].as_py()
+        if found.embeddings[int(lost[0])].isfinite().all():
+            raise InputError(f"embed.dtype {self._config.dtype}: too small for the embedding of field {key}")
+        raise InputError(f"field {key}: the network's embedding of it is not finite; train again")
 
     def _source(self, rows: pa.Table) -> FieldSource:
         fields: pd.DataFrame = rows.to_pandas()
@@ -173,6 +193,7 @@ class Embedder:
                 if self._config.on_error == "fail":
                     raise
             damaged = [row.key for row in self._unreadable(source, found.anchors)]
+            self._damaged_controls.setdefault(plate, []).extend(damaged)
             source.fields[ANCHOR] &= ~source.fields[c.KEY].isin(damaged)
 
     def _unreadable(self, source: FieldSource, rows: Positions) -> list[Unreadable]:

@@ -25,6 +25,8 @@ NETWORK: Final = b"hcs_ray_network"  # of a file's metadata: the backbone
 _ROWS: Final = b"hcs_ray_rows"  # of a file's metadata: the chunk, so that none passes for another
 _CONTENT: Final = b"hcs_ray_content"  # of a file's metadata: the digest of all else in the table
 _UNREADABLE: Final = b"hcs_ray_unreadable"  # of a file's metadata: the fields that were left out, as JSON
+# Of a file's metadata, as JSON: keys of damaged controls that would have anchored the chunk's plates.
+_NOT_ANCHORED_BY: Final = b"hcs_ray_not_anchored_by"
 
 
 class Unreadable(NamedTuple):
@@ -42,6 +44,12 @@ class ChunkFile(NamedTuple):
     size: int
     sha256: str
     unreadable: tuple[Unreadable, ...]
+    not_anchored_by: tuple[str, ...] = ()
+
+    @property
+    def as_of_sound_shards(self) -> bool:
+        """Whether no damaged member had to do with it: neither a field of its own, nor a control."""
+        return not (self.unreadable or self.not_anchored_by)
 
 
 def chunk_table(
@@ -52,6 +60,7 @@ def chunk_table(
     chunk: Chunk,
     digest: str,
     unreadable: Sequence[Unreadable] = (),
+    not_anchored_by: Sequence[str] = (),
 ) -> pa.Table:
     """A chunk as it is written.
 
@@ -63,6 +72,7 @@ def chunk_table(
         chunk: Which rows of the index it holds, but for the unreadable ones.
         digest: Of the claim that the chunk follows from.
         unreadable: The fields of the chunk that were left out.
+        not_anchored_by: Keys of damaged controls, whose place others took in its plates' statistics.
     """
     values = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     table = meta.append_column(c.EMBEDDING, pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1]))
@@ -76,6 +86,8 @@ def chunk_table(
     }
     if unreadable:
         about[_UNREADABLE] = json.dumps(unreadable).encode()
+    if not_anchored_by:
+        about[_NOT_ANCHORED_BY] = json.dumps(not_anchored_by).encode()
     return table.replace_schema_metadata({**about, _CONTENT: _content(table, about)})
 
 
@@ -93,7 +105,8 @@ def inspect_chunk(data: bytes, chunk: Chunk, digest: str) -> ChunkFile | None:
     unreadable = tuple(Unreadable(*row) for row in json.loads(about.get(_UNREADABLE, b"[]")))
     if table.num_rows + len(unreadable) != chunk[1] - chunk[0] + 1:
         return None
-    return ChunkFile(len(data), hashlib.sha256(data).hexdigest(), unreadable)
+    not_anchored_by = tuple(json.loads(about.get(_NOT_ANCHORED_BY, b"[]")))
+    return ChunkFile(len(data), hashlib.sha256(data).hexdigest(), unreadable, not_anchored_by)
 
 
 def _content(table: pa.Table, about: Mapping[bytes, bytes]) -> bytes:

@@ -6,7 +6,7 @@ torch is loaded in the actors, not in the driver, which only counts chunks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.embed.chunks import Chunk
@@ -15,6 +15,9 @@ from hcs_ray.study import Study
 
 if TYPE_CHECKING:
     from hcs_ray.embed.actor import Embedder
+
+
+_RETRIES: Final = 3  # of a chunk whose worker has died; without a limit one that kills it is tried for ever
 
 
 class Writes(Protocol):
@@ -74,6 +77,7 @@ def distribute(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if config.use_gpu else 0,
+        ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
     )
     with plainly("embedding"):
         for row in written.iter_rows():

@@ -25,10 +25,7 @@ def check_index(study: Study) -> None:
     """`HcsError` where the index is not the one that ``hcs-ray shard`` wrote; read in parts, and not kept."""
     listed = study.require("shard").outputs[INDEX]
     if not listed.matches(_parts(study.storage)):
-        raise HcsError(
-            f"{study.storage.url}/{INDEX} is damaged: it does not match shard's stage record; "
-            "make it again with hcs-ray shard --force"
-        )
+        raise _damaged(study.storage, "it does not match shard's stage record")
 
 
 def _parts(storage: Storage) -> Iterator[bytes]:
@@ -37,14 +34,25 @@ def _parts(storage: Storage) -> Iterator[bytes]:
             yield part
 
 
+def _damaged(storage: Storage, why: str) -> HcsError:
+    return HcsError(f"{storage.url}/{INDEX} is damaged: {why}; make it again with hcs-ray shard --force")
+
+
 class IndexReader:
     """Key, ``Metadata_*`` and place of fields, by ranged reads of the groups of rows that hold them.
 
     The last group read is kept, since chunks of the index are mostly read in order.
+
+    Raises:
+        HcsError: what is read is damaged.
     """
 
     def __init__(self, storage: Storage) -> None:
-        self._file = pq.ParquetFile(storage.open(INDEX), page_checksum_verification=True)
+        self._storage = storage
+        try:
+            self._file = pq.ParquetFile(storage.open(INDEX), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(storage, str(error)) from None
         groups = [self._file.metadata.row_group(number) for number in range(self._file.num_row_groups)]
         self._begins = [0, *itertools.accumulate(group.num_rows for group in groups)]
         names = self._file.schema_arrow.names
@@ -79,5 +87,8 @@ class IndexReader:
 
     def _group(self, number: int) -> pa.Table:
         if self._kept is None or self._kept[0] != number:
-            self._kept = number, self._file.read_row_group(number, self._columns, use_threads=False)
+            try:
+                self._kept = number, self._file.read_row_group(number, self._columns, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(self._storage, str(error)) from None
         return self._kept[1]

@@ -49,7 +49,7 @@ def cut(images: torch.Tensor, config: EmbedConfig, downsample: int) -> Iterator[
         yield images
         return
     height, width = images.shape[2:]
-    for rows, columns in tiles_of(height, width, max(config.tile_px // downsample, 1)):
+    for rows, columns in tiles_of(height, width, -(-config.tile_px // downsample)):
         yield images[:, :, rows, columns].contiguous()
 
 
