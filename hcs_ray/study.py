@@ -100,6 +100,10 @@ class Study:
         folder = spec.folder.format(name=self.name)
         return Place(stage, name, folder, spec.flat, spec.grows, spec.prefix, spec.foreign)
 
+    def export_place(self, form: str) -> Place:
+        """Where ``hcs-ray export`` writes this run in a format, which is no stage."""
+        return Place("export", self.name, f"exports/{self.name}/{form}")
+
     def claim(
         self,
         stage: str,

@@ -1,4 +1,4 @@
-"""`hcs-ray verify`: every output of every complete stage is read again and compared with its record."""
+"""`hcs-ray verify`: every output of every complete stage and export is read again, as its record has it."""
 
 from __future__ import annotations
 
@@ -39,23 +39,22 @@ class Flaw:
 
 
 def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
-    """How many files the records list, and every flaw, in the order of the stages and paths.
+    """How many files the records list, and every flaw, in the order of stages, exports and paths.
 
     Raises:
         InputError: no stage of this run is complete.
     """
     records = {
-        stage: record
-        for stage in (*STAGES, *EXTRAS)
-        if (record := read_record(study.storage, study.place(stage)))
+        stage: (place, record)
+        for stage, place in _places(study).items()
+        if (record := read_record(study.storage, place))
     }
     if not records:
         raise InputError(f"{study.storage.url}: no stage of {study.name} is complete")
-    total, flaws = sum(len(record.outputs) for record in records.values()), list[Flaw]()
+    total, flaws = sum(len(record.outputs) for _, record in records.values()), list[Flaw]()
     done = 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-        for stage, record in records.items():
-            place = study.place(stage)
+        for stage, (place, record) in records.items():
             sizes = study.storage.sizes(place.folder)
             index = functools.cache(functools.partial(_index, study.storage, record))
             checks = {
@@ -72,6 +71,17 @@ def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
                     Flaw(stage, path, _SURPLUS, mendable=False) for path in _surplus(place, record, sizes)
                 ]
     return total, flaws
+
+
+def _places(study: Study) -> dict[str, Place]:
+    """Where stages write, and finished exports lie: ``export anndata``, and whatever else there is."""
+    places = {stage: study.place(stage) for stage in (*STAGES, *EXTRAS)}
+    top = study.export_place("").folder
+    for path in sorted(study.storage.sizes(top.rstrip("/"))):
+        form = path.removeprefix(top).partition("/")[0]
+        if path == study.export_place(form).record:
+            places[f"export {form}"] = study.export_place(form)
+    return places
 
 
 def _flaw_of_file(storage: Storage, path: str, file: OutputFile, size: int | None) -> str | None:

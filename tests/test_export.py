@@ -19,12 +19,14 @@ from hcs_ray.contracts import InputError
 from hcs_ray.embed import embed
 from hcs_ray.export import export
 from hcs_ray.maps import make_map
+from hcs_ray.outliers import find_outliers, read_outliers
 from hcs_ray.profiles.build import profile
 from hcs_ray.stage import StaleStageError
 from hcs_ray.storage import LocalStorage
 from hcs_ray.study import Study, open_study
 from hcs_ray.tables import read_embeddings, read_index
-from tests.command import refused
+from hcs_ray.verify import verify
+from tests.command import hcs_ray, refused
 from tests.embedding_study import idle, sharded_study, trained
 from tests.stored_fields import flip
 
@@ -203,6 +205,24 @@ def test_a_finished_export_is_left_alone_and_one_that_is_stale_is_refused(own: P
     assert not list((own / GALLERY).rglob("embedding.parquet"))
 
 
+def test_verify_reads_exports_too(own: Path) -> None:
+    study = open_study(str(own))
+    before, flaws = verify(study, idle)
+    assert flaws == []
+    export(study, ["anndata", "gallery"], idle)
+    listed = [*(own / "exports").rglob("*.parquet"), own / H5AD]
+    assert verify(study, idle) == (before + len(listed), [])
+    flip(own / H5AD, (own / H5AD).stat().st_size // 2)
+    listed[0].unlink()
+    _, flaws = verify(study, idle)
+    assert {(flaw.stage, str(flaw)) for flaw in flaws} == {
+        ("export anndata", f"{H5AD}: damaged: other content than was written"),
+        ("export gallery", f"{listed[0].relative_to(own)}: missing"),
+    }
+    done = hcs_ray("verify", own)
+    assert "hcs-ray export STUDY --to anndata --force, then hcs-ray export STUDY --to gallery" in done.stderr
+
+
 def test_what_cannot_be_exported_is_one_line(own: Path) -> None:
     assert "no export to csv; there are anndata, gallery" in refused("export", own, "--to", "csv")
     assert "embed other is not complete" in refused("export", own, "--to", "anndata", "--name", "other")
@@ -227,6 +247,9 @@ def test_stages_go_on_without_unreadable_fields(own: Path) -> None:
     assert anndata.read_h5ad(own / H5AD).n_obs == len(index) - 2
     wells = pd.read_parquet(own / "profiles/main/well.parquet")
     assert wells["Metadata_Fields"].sum() == len(index) - 2
+    assert make_map(study, idle)["fields"] == len(index) - 2
+    find_outliers(study, idle)
+    assert len(read_outliers(study)["field"]) == len(index) - 2
 
 
 def test_an_export_of_half_precision_is_float32(own: Path) -> None:

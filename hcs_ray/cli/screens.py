@@ -112,9 +112,18 @@ def _repair(study: Study, paths: set[str]) -> None:
         repair_shards(study, paths, progress)
 
 
+_BESIDE = {
+    "compare": "profile STUDY --compare",
+    "folds": "profile STUDY --folds SWEEP",
+    "tune": "tune STUDY SWEEP.yaml",
+}
+
+
 def _what_to_do(stages: set[str], flaws: int) -> str:
     found = f"{flaws} {'flaw' if flaws == 1 else 'flaws'} found"
     others = [f"hcs-ray {stage} STUDY --force" for stage in RUNNERS if stage in stages - {"shard"}]
-    others += ["hcs-ray profile STUDY --compare --force"] if "compare" in stages else []
+    others += [f"hcs-ray {command} --force" for stage, command in _BESIDE.items() if stage in stages]
+    exports = sorted(stage.removeprefix("export ") for stage in stages if stage.startswith("export "))
+    others += [f"hcs-ray export STUDY --to {form} --force" for form in exports]
     shards = ["hcs-ray verify STUDY --repair"] if "shard" in stages else []
     return f"{found}; make them again with {', then '.join([*shards, *others])}" if shards + others else found

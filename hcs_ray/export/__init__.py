@@ -67,7 +67,7 @@ def export(study: Study, formats: Sequence[str], progress: Progress, force: bool
 
 def _export(study: Study, name: str, progress: Progress, force: bool) -> dict[str, Any]:
     form = _FORMATS[name]
-    place = Place("export", study.name, f"exports/{study.name}/{name}")
+    place = study.export_place(name)
     whole, left_out = _optional(study, form.optional)
     claim = Claim(
         inputs={
