@@ -26,6 +26,8 @@ from hcs_ray.shards import codec
 from hcs_ray.shards.statistics import PlateStatistics
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study, open_study
+from hcs_ray.tables import UNREADABLE_FILE, chunk_file
+from tests.stored_fields import flip
 
 EVIL = "<script>document.title='broken in'</script>"
 EVIL_MOA = "B & <img src=x onerror=\"document.title='broken in'\">"
@@ -39,15 +41,15 @@ def quiet(_: int, __: int) -> None:
     """A progress that nobody watches."""
 
 
-def make_study(root: Path) -> Study:
-    """Write the study into an empty folder."""
+def make_study(root: Path, unreadable: slice = slice(0)) -> Study:
+    """Write the study into an empty folder; ``unreadable`` rows of the index are damaged, and left out."""
     report = {"title": "Screen <1> & more", "thumbnails": 8}
     (root / "study.yaml").write_text(json.dumps({"report": report, "profile": {"resamples": 100}}))
     study = open_study(str(root))
     rng = np.random.default_rng(0)
     index = _write_shards(study, rng)
     split(study, quiet)
-    _write_network(study, index, rng)
+    _write_network(study, index, rng, index.iloc[unreadable])
     profile(study, quiet)
     find_outliers(study, quiet)
     return study
@@ -112,7 +114,9 @@ def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
     return index
 
 
-def _write_network(study: Study, index: pd.DataFrame, rng: np.random.Generator) -> None:
+def _write_network(
+    study: Study, index: pd.DataFrame, rng: np.random.Generator, unreadable: pd.DataFrame
+) -> None:
     """What training, embedding and mapping leave behind."""
     epochs = np.arange(4.0)
     columns = ("train_loss", "validation_loss", "validation_balanced_accuracy")
@@ -127,6 +131,12 @@ def _write_network(study: Study, index: pd.DataFrame, rng: np.random.Generator) 
     with study.writing("train", study.claim("train")) as writer:
         writer.write("metrics.csv", history.to_csv(index=False).encode())
         writer.write("metrics.json", json.dumps(metrics).encode())
+    last = len(index) - 1
+    for _, row in unreadable.iterrows():
+        flip(
+            Path(study.storage.url) / "shards" / str(row[c.SHARD]), int(row[c.OFFSET]) + int(row[c.SIZE]) // 2
+        )
+    index = index.drop(unreadable.index).reset_index(drop=True)
     embeddings = rng.normal(size=(len(index), 6)).astype(np.float32)
     embeddings[:, 0] += index[c.MOA].eq("A").to_numpy() * 4
     chances = rng.dirichlet((1, 1, 1), len(index))
@@ -138,7 +148,10 @@ def _write_network(study: Study, index: pd.DataFrame, rng: np.random.Generator) 
     column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
     layout = layout.set_column(layout.schema.get_field_index(c.EMBEDDING), c.EMBEDDING, column)
     with study.writing("embed", study.claim("embed")) as writer:
-        writer.write("00000000-00000051.parquet", parquet_bytes(layout))
+        writer.write(chunk_file(0, last), parquet_bytes(layout))
+        if len(unreadable):
+            listed = unreadable[[c.KEY, c.SHARD, c.OFFSET]].assign(reason="is damaged")
+            writer.write_table(UNREADABLE_FILE, listed)
     about = MapAbout.of(study.config.map, len(index), len(index), 15)
     with study.writing("map", study.claim("map")) as writer:
         places = dict(zip("xy", embeddings[:, :2].T, strict=True))

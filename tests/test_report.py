@@ -64,6 +64,25 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+# --- Fields that could not be read --------------------------------------------------------------------
+
+
+def test_a_report_does_without_damaged_fields_and_says_so(tmp_path: Path) -> None:
+    """The first field of every well is damaged, which `hcs-ray embed` was to leave out."""
+    study = make_study(tmp_path, unreadable=slice(0, None, 2))
+    build.report(study, quiet)
+    text = Page(study.storage.read("reports/main/index.html").decode()).text
+    assert "all fields but 26 that could not be read into 6 numbers" in text
+    assert read_evaluation(study)["not_embedded"]["fields"] == 26
+    material = gather(study)
+    assert {len(material.fields), len(material.outliers["field"]), len(material.embeddings)} == {26}
+    tables = dict(material.outliers)
+    tables["well"] = tables["well"].assign(reason="mislabelled", evidence="near to another")
+    drawn = pictures.FieldPictures(material.reader, material.index)
+    levels = {level.level: level for level in outliers.suspects(tables, material.fields, drawn, 8)}
+    assert len(levels["well"].cards) == 2, "a well's picture is of a field that can be read"
+
+
 # --- The page as a whole -----------------------------------------------------------------------------
 
 
@@ -164,7 +183,7 @@ def test_a_run_without_test_compounds_and_without_outliers_has_its_report(
     ordinary = {level: table.assign(reason=None, evidence=None) for level, table in material.outliers.items()}
     drawn = pictures.FieldPictures(material.reader, material.index)
     page = build.context(study, quiet) | build.answer_sections(evaluation)
-    page["suspects"] = outliers.suspects(ordinary, material.index, drawn, 0)
+    page["suspects"] = outliers.suspects(ordinary, material.fields, drawn, 0)
     text = Page(build.render(page)).text
     assert "Nothing could be scored on held-out compounds" in text
     assert "Not scored: no labelled compound was held out." in text

@@ -147,7 +147,7 @@ def test_thumbnails_are_shared_out_among_fields_wells_and_treatments(material: M
     tables = dict(material.outliers)
     tables["well"] = tables["well"].assign(reason="mislabelled", evidence="near to another")
     drawn = pictures.FieldPictures(material.reader, material.index)
-    levels = {level.level: level for level in outliers.suspects(tables, material.index, drawn, 8)}
+    levels = {level.level: level for level in outliers.suspects(tables, material.fields, drawn, 8)}
     assert len(levels["well"].cards) == 2
     assert sum(len(level.cards) for level in levels.values()) == 8
     assert [card.suspect.rank for card in levels["field"].cards] == list(

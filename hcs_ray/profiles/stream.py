@@ -66,6 +66,8 @@ def _whole_wells(chunks: Iterable[Chunk], keep: Keep | None) -> Iterator[Chunk]:
     """The kept fields again, cut so that no well lies in two blocks."""
     waiting: list[Chunk] = []
     for meta, features in chunks:
+        if meta.empty:  # all its fields were unreadable
+            continue
         last = str(meta[KEY].iloc[-1])
         kept = np.ones(len(meta), dtype=bool) if keep is None else keep(meta)
         waiting.append((meta[kept], features[kept]))

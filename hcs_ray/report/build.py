@@ -50,9 +50,10 @@ def context(study: Study, progress: Progress) -> dict[str, Any]:
     page["map"] = fieldmap.field_map(material.fields, material.map_about)
     progress(4, _PARTS)
     thumbnails = study.config.report.thumbnails
-    page["suspects"] = outliers.suspects(material.outliers, material.index, pictures, thumbnails)
+    page["suspects"] = outliers.suspects(material.outliers, material.fields, pictures, thumbnails)
     progress(5, _PARTS)
-    page["embedding_size"] = material.embeddings.shape[1]
+    embedded, page["embedding_size"] = material.embeddings.shape
+    page["unreadable"] = len(material.index) - embedded
     page["lineage"] = lineage.lineage(study, study.keep_config())
     return page
 

@@ -75,14 +75,14 @@ class Suspects:
 
 
 def suspects(
-    tables: Mapping[str, pd.DataFrame], index: pd.DataFrame, pictures: FieldPictures, thumbnails: int
+    tables: Mapping[str, pd.DataFrame], fields: pd.DataFrame, pictures: FieldPictures, thumbnails: int
 ) -> list[Suspects]:
-    """From the tables of ``outliers/NAME/``, level by level.
+    """From the tables of ``outliers/NAME/``, level by level; pictures are of ``fields``, which can be read.
 
     Of the ``thumbnails``, wells and treatments with the reason of their level take up to a quarter each; the
     most outlying fields take the others, with a reason or without.
     """
-    named = index.assign(well=index[c.PLATE].astype(str) + "_" + index[c.WELL].astype(str))
+    named = fields.assign(well=fields[c.PLATE].astype(str) + "_" + fields[c.WELL].astype(str))
     left, found = thumbnails, []
     for level in reversed(LEVELS):
         table = tables[level.name].sort_values(RANK)
