@@ -22,12 +22,23 @@ Features = npt.NDArray[np.float32]
 
 FEATURES_FILE: Final = "features.json"  # of embeddings: the features' names, and what computed them
 UNREADABLE_FILE: Final = "unreadable.parquet"  # of embeddings: fields that were left out, and why
+_INDEX: Final = "shards/index.parquet"
 _CHUNK = re.compile(r"(\d{8,})-(\d{8,})\.parquet")
 
 
 def read_index(study: Study, columns: list[str] | None = None) -> pd.DataFrame:
     """``shards/index.parquet``: one row a field, sorted by key."""
-    return study.require("shard").read_table(study.storage, "shards/index.parquet", columns)
+    return study.require("shard").read_table(study.storage, _INDEX, columns)
+
+
+def read_quality(study: Study) -> pd.DataFrame:
+    """The key and the ``QC_*`` columns of the same."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(study.require("shard").read(study.storage, _INDEX)))
+    quality = [name for name in file.schema_arrow.names if name.startswith(c.QC_PREFIX)]
+    table: pd.DataFrame = file.read([c.KEY, *quality]).to_pandas()
+    return table
 
 
 def read_split(study: Study) -> pd.DataFrame:

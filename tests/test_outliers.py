@@ -30,6 +30,7 @@ from hcs_ray.outliers.space import Reduction, whitened
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import open_study
 from tests.command import HCS_RAY
+from tests.embedded_study import drawn_fields, embedded_study
 
 CONFIG = OutliersConfig()
 PLATES = ("P1", "P10", "P2")  # "P10_B02" sorts before "P1_B02", as P10 does not before P1
@@ -217,6 +218,32 @@ def test_a_treatment_that_leaves_few_cells_is_toxic_rather_than_novel() -> None:
     treatment = screen.score()["treatment"].set_index(c.TREATMENT).loc["HCS-1@1"]
     assert pd.isna(treatment["reason"])
     assert treatment["novel"] < -5
+
+
+def test_another_dose_of_a_known_compound_is_not_novel() -> None:
+    """The mechanism is known, though of this dose no table says it, and no other compound has it."""
+    screen = Planted(0, novel=True)
+    dose = (screen.fields[c.COMPOUND] == "HCS-1").to_numpy() & (screen.fields[c.PLATE] != "P2").to_numpy()
+    assert screen.score()["treatment"].set_index(c.TREATMENT).loc["HCS-1@1", "reason"] == "novel"
+    wells = screen.fields.loc[dose, c.WELL]
+    other = wells.str.replace("C", "D")
+    doubled = screen.fields[dose].assign(
+        **{
+            c.WELL: other,
+            c.KEY: [c.field_key(p, w, s) for p, w, s in zip(
+                screen.fields[c.PLATE][dose], other, screen.fields[c.SITE][dose], strict=True)],
+            c.TREATMENT: "HCS-1@3", c.CONCENTRATION: 3.0, c.MOA: "New",
+        }
+    )  # fmt: skip
+    screen.index = pd.concat(
+        [screen.index, screen.index[dose].assign(**{c.KEY: doubled[c.KEY]})], ignore_index=True
+    )
+    screen.fields = pd.concat([screen.fields, doubled], ignore_index=True)
+    noise = screen.rng.standard_normal((int(dose.sum()), FEATURES))
+    screen.embeddings = np.concatenate([screen.embeddings, screen.embeddings[dose] + noise])
+    treatment = screen.score()["treatment"].set_index(c.TREATMENT)
+    assert pd.isna(treatment.loc["HCS-1@1", "reason"])
+    assert treatment["novel"]["HCS-1@1"] < 0
 
 
 def test_distant_fields_of_a_novel_treatment_say_so() -> None:
@@ -531,6 +558,15 @@ def test_the_stage_writes_three_tables_and_is_then_complete(tmp_path: Path) -> N
     find_outliers(study, lambda *step: None, force=True)
     assert pd.read_parquet(tmp_path / "outliers/main/field.parquet")["map_distance"].notna().all()
     study.require("outliers")
+
+
+def test_an_embedding_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    table, _ = drawn_fields(60)
+    rows = np.random.default_rng(0).standard_normal((60, 80)).astype(np.float32)  # more than the components
+    rows[13, 2] = np.nan
+    study = embedded_study(tmp_path, table, rows)
+    with pytest.raises(InputError, match=f"{table[c.KEY][13]}: its embedding is not finite"):
+        find_outliers(study, lambda *step: None)
 
 
 def fixed_size(table: pd.DataFrame) -> pa.Table:

@@ -1,17 +1,16 @@
-"""`hcs-ray outliers`: which fields, wells and treatments stand out, and for which reason.
+"""`hcs-ray outliers`: which fields, wells and treatments stand out, for which reason, and by what evidence.
 
-Up to three things are measured of a row, each as a robust z-score: the deviation from the median in MADs,
-scaled to equal standard deviations of a normal distribution, so that one threshold serves all.
+Three reasons, all on one scale (`calibrate`), standard deviations of what ordinary rows show:
 
-- distance, at every level: the mean distance to the nearest embeddings (on a logarithmic scale);
-- artefact: a quality measure of the image is off for its plate and treatment (of wells and treatments, the
-  median over their fields);
-- mislabelled, of wells: farther from the own replicates than from a treatment of another compound and MoA,
-  and than those replicates are from one another;
-- novel, of treatments without MoA: every known treatment is far, and the own replicates agree.
+- artefact, of fields (`artefacts`): the image or the embedding is unlike what plate and replicates lead to
+  expect (`expected`);
+- mislabelled, of wells (`replicates`): nearer to a treatment of another compound and MoA than to the own
+  replicates, in a space in which replicates deviate alike in all directions (`space`);
+- novel, of treatments without a MoA (`replicates`): the wells agree, and are far from all that is known.
 
-The score is the largest of them. Embeddings are centred on the negative controls of their plate. A label that
-the network was trained on pulls its wells together, so that of a well it learned by heart is not doubted.
+Beside them stand what pyod's detectors say (`detectors`), the nearest rows (`nearest`) and the score of
+pytorch-hcs (`older`). `levels` makes the tables, `find` is the stage. docs/outliers.md has the method, and
+what it finds of what is planted.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _ORDINARY: Final = 3.0  # deviations are cut there where a covariance is estimat
 _COUNT_REACH: Final = 4.0  # more missing cells than these standard deviations explain no more of the image
 _LEAST_LEFT: Final = 0.3  # of a column's spread that the number of cells can leave
 _PRIOR_FIELDS: Final = 1  # a treatment's own level counts as much as that of all from so many fields on
-_WORTH_WORDS: Final = 1.2  # z-scores below are never evidence
+WORTH_WORDS: Final = 1.2  # z-scores below are never evidence
 _NAMED: Final = 3  # columns in the evidence
 _FEWER: Final = ("QC_NucleusCount", "QC_CellArea")
 _ALIKE: Final = "QC_DetailCorrelation_"
@@ -78,7 +78,7 @@ def find_artefacts(
     z = z_above(np.sqrt((stacked**2).sum(axis=0)), controls)
     far = stacked[-1] if embedding else np.zeros(len(controls))
     words, drivers = [""] * len(z), [()] * len(z)  # type: tuple[list[str], list[tuple[str, ...]]]
-    for row in np.flatnonzero(z >= _WORTH_WORDS).tolist():
+    for row in np.flatnonzero(z >= WORTH_WORDS).tolist():
         words[row], drivers[row] = _explained(deviations, image, far, row)
     return Finding(z, words, drivers)
 

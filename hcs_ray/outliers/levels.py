@@ -10,7 +10,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.config import OutliersConfig
-from hcs_ray.outliers.artefacts import WELL_NAME
+from hcs_ray.outliers.artefacts import WELL_NAME, WORTH_WORDS
 from hcs_ray.outliers.calibrate import Finding, threshold
 from hcs_ray.outliers.detectors import PREFIX
 from hcs_ray.outliers.nearest import Nearest
@@ -99,16 +99,12 @@ def _unusual(measured: Measured, rows: int) -> Finding:
         return Finding(np.zeros(rows), [""] * rows, [()] * rows)
     names = list(measured.detectors)
     z = np.median(np.stack([measured.detectors[name] for name in names]), axis=0)
-    words, drivers = [], []
-    for row in range(rows):
+    words, drivers = [""] * rows, [()] * rows  # type: tuple[list[str], list[tuple[str, ...]]]
+    for row in np.flatnonzero(z >= WORTH_WORDS).tolist():
         order = sorted(names, key=lambda name: -measured.detectors[name][row])
-        said = (
-            ", ".join(f"{name} {measured.detectors[name][row]:.1f}" for name in order)
-            if z[row] >= 1.2
-            else ""
-        )
-        words.append(f"its embedding is unusual: MADs above the median, by detector: {said}")
-        drivers.append(tuple(f"{PREFIX}{name}" for name in order))
+        said = ", ".join(f"{name} {measured.detectors[name][row]:.1f}" for name in order)
+        words[row] = f"its embedding is unusual: MADs above the median, by detector: {said}"
+        drivers[row] = tuple(f"{PREFIX}{name}" for name in order)
     return Finding(z, words, drivers)
 
 
@@ -149,13 +145,13 @@ def _explain(table: pd.DataFrame, findings: Mapping[str, Finding], config: Outli
 
 def inherit(table: pd.DataFrame, upper: pd.DataFrame, on: str) -> pd.DataFrame:
     """Give rows without a reason that of their well or treatment, unless it is an artefact."""
-    explained = upper[upper[REASON].notna() & (upper[REASON] != ARTEFACT)]
-    given = {row[on]: row for row in explained.to_dict(orient="records")}
-    result, names, drivers = table.copy(), table[on].tolist(), table[DRIVERS].tolist()
-    for row in np.flatnonzero(table[REASON].isna().to_numpy()).tolist():
-        if names[row] in given:
-            found = given[names[row]]
-            result.loc[row, [REASON, EVIDENCE]] = [found[REASON], f"{names[row]}: {found[EVIDENCE]}"]
-            drivers[row] = list(found[DRIVERS])
+    given = upper[upper[REASON].notna() & (upper[REASON] != ARTEFACT)].set_index(on)
+    heirs = (table[REASON].isna() & table[on].isin(given.index)).to_numpy()
+    found, result = given.loc[table.loc[heirs, on]], table.copy()
+    drivers = table[DRIVERS].to_numpy(copy=True)
+    for row, own in zip(np.flatnonzero(heirs).tolist(), found[DRIVERS], strict=True):
+        drivers[row] = list(own)
+    result.loc[heirs, REASON] = found[REASON].to_numpy()
+    result.loc[heirs, EVIDENCE] = (found.index.astype(str) + ": " + found[EVIDENCE]).to_numpy()
     result[DRIVERS] = pd.Series(drivers, index=table.index, dtype=object)
     return result

@@ -15,7 +15,7 @@ from hcs_ray.outliers.artefacts import WELL_NAME
 from hcs_ray.outliers.space import Reduction
 from hcs_ray.profiles.aggregate import Floats
 from hcs_ray.study import Study
-from hcs_ray.tables import embedding_chunks, read_index, read_split
+from hcs_ray.tables import embedding_chunks, read_quality, read_split
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_screen(study: Study, config: OutliersConfig, with_map: bool) -> Screen:
         tables.append(
             table[[name for name in table if name == c.KEY or str(name).startswith(c.METADATA_PREFIX)]]
         )
-        parts.append(reduction.apply(_finite(table, values)))
+        parts.append(reduction.apply(values))
     fields = pd.concat(tables, ignore_index=True)
     split = read_split(study)
     trained = split[split[c.SIDE] == c.TRAIN][[c.PLATE, c.WELL]].assign(trained=True)
@@ -57,21 +57,19 @@ def read_screen(study: Study, config: OutliersConfig, with_map: bool) -> Screen:
     places = (
         study.require("map").read_table(study.storage, f"maps/{study.name}.parquet") if with_map else None
     )
-    index = read_index(study)
-    columns = [name for name in index if name == c.KEY or str(name).startswith(c.QC_PREFIX)]
-    return Screen(fields, np.concatenate(parts), index[columns], places)
+    return Screen(fields, np.concatenate(parts), read_quality(study), places)
 
 
 def _plates(study: Study) -> Iterator[Floats]:
     """The embeddings of each chunk, a plate's at a time: so a plate's shift is no component."""
     for table, values in embedding_chunks(study):
+        _check_finite(table, values)
         for rows in table.groupby(c.PLATE, sort=True).indices.values():
             yield values[rows]
 
 
-def _finite(table: pd.DataFrame, values: Floats) -> Floats:
+def _check_finite(table: pd.DataFrame, values: Floats) -> None:
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         key = table[c.KEY].iloc[int(np.flatnonzero(~finite)[0])]
         raise InputError(f"{key}: its embedding is not finite; train and embed again")
-    return values

@@ -225,11 +225,12 @@ def treatment_means(treatments: Treatments, features: Float64, trusted: Bools) -
 def find_novel(treatments: Treatments, means: Means, area: Floats) -> Finding:
     """Treatments without MoA whose wells agree and lie far from every known one, the controls included.
 
-    The score is log(b / a): b the squared distance to the nearest known treatment of another compound,
-    divided by 1/n + 1/m for means of n and m wells, a the squared deviation of the treatment's own wells; on
-    the scale of what it is for treatments with a MoA. NaN for those, for controls, for a single well, and
-    where no treatment has a MoA. ``area`` (T,) is that under cells, relative to the controls': a treatment
-    that leaves less than ``DEAD_AREA`` is toxic rather than novel, and ranks below all others.
+    The score is log(b / a): b the squared distance to the nearest known treatment (of a treatment with a MoA:
+    of another compound), divided by 1/n + 1/m for means of n and m wells, a the squared deviation of the
+    treatment's own wells; on the scale of what it is for treatments with a MoA. NaN for those, for controls,
+    for a single well, and where no treatment has a MoA. ``area`` (T,) is that under cells, relative to the
+    controls': a treatment that leaves less than ``DEAD_AREA`` is toxic rather than novel, and ranks below all
+    others.
     """
     kinds = len(treatments.names)
     there, nearest = np.full(kinds, np.inf), np.full(kinds, -1)
@@ -239,7 +240,10 @@ def find_novel(treatments: Treatments, means: Means, area: Floats) -> Finding:
         rows = np.arange(start, min(start + step, kinds))
         square = _squared(means.mean[rows], means.mean[known])
         square /= 1 / means.wells[rows][:, None] + 1 / means.wells[known]
-        square[treatments.compound[rows][:, None] == treatments.compound[known]] = np.inf
+        # Of a known treatment the other doses are left out, since all would be unknown if it was novel; an
+        # unknown one whose compound is known at another dose is as near to a known MoA as that is.
+        same = treatments.compound[rows][:, None] == treatments.compound[known]
+        square[same & treatments.known[rows][:, None]] = np.inf
         there[rows], nearest[rows] = square.min(axis=1), known[square.argmin(axis=1)]
     labelled = treatments.known & ~treatments.control
     score = np.log(np.maximum(there, 1e-12) / means.spread)
