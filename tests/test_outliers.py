@@ -221,29 +221,21 @@ def test_a_treatment_that_leaves_few_cells_is_toxic_rather_than_novel() -> None:
 
 
 def test_another_dose_of_a_known_compound_is_not_novel() -> None:
-    """The mechanism is known, though of this dose no table says it, and no other compound has it."""
-    screen = Planted(0, novel=True)
-    dose = (screen.fields[c.COMPOUND] == "HCS-1").to_numpy() & (screen.fields[c.PLATE] != "P2").to_numpy()
-    assert screen.score()["treatment"].set_index(c.TREATMENT).loc["HCS-1@1", "reason"] == "novel"
-    wells = screen.fields.loc[dose, c.WELL]
-    other = wells.str.replace("C", "D")
-    doubled = screen.fields[dose].assign(
-        **{
-            c.WELL: other,
-            c.KEY: [c.field_key(p, w, s) for p, w, s in zip(
-                screen.fields[c.PLATE][dose], other, screen.fields[c.SITE][dose], strict=True)],
-            c.TREATMENT: "HCS-1@3", c.CONCENTRATION: 3.0, c.MOA: "New",
-        }
-    )  # fmt: skip
-    screen.index = pd.concat(
-        [screen.index, screen.index[dose].assign(**{c.KEY: doubled[c.KEY]})], ignore_index=True
-    )
-    screen.fields = pd.concat([screen.fields, doubled], ignore_index=True)
-    noise = screen.rng.standard_normal((int(dose.sum()), FEATURES))
-    screen.embeddings = np.concatenate([screen.embeddings, screen.embeddings[dose] + noise])
-    treatment = screen.score()["treatment"].set_index(c.TREATMENT)
-    assert pd.isna(treatment.loc["HCS-1@1", "reason"])
-    assert treatment["novel"]["HCS-1@1"] < 0
+    """Its mechanism is known, though no table says it of this dose and no other compound has it."""
+    names, chance = np.repeat(["A@1", "B@1", "DMSO@0", "N@1", "N@3"], 3), np.random.default_rng(0)
+    places = {"A@1": (9, 0), "B@1": (0, 9), "DMSO@0": (0, 0), "N@1": (9, 9), "N@3": (9, 9)}
+    features = np.array([places[name] for name in names]) + chance.standard_normal((15, 2))
+    wells = pd.DataFrame({c.TREATMENT: names, c.COMPOUND: [name.split("@")[0] for name in names]})
+    wells[c.PERT_TYPE] = np.where(wells[c.COMPOUND] == "DMSO", c.NEGATIVE_CONTROL, c.TREATED)
+    found = {}
+    for told, moas in {True: {"A@1": "a", "B@1": "b", "N@3": "n"}, False: {"A@1": "a", "B@1": "b"}}.items():
+        treatments = Treatments.of(wells.assign(**{c.MOA: wells[c.TREATMENT].map(moas)}))
+        means = treatment_means(treatments, features, np.ones(15, dtype=bool))
+        found[told] = find_novel(treatments, means, np.ones(5))
+    assert "N@3, the nearest known treatment" in found[True].words[3]
+    assert "N@3" not in found[False].words[3]
+    assert found[True].z[3] < 0 < found[False].z[3]
+    assert "N@1" not in found[True].words[4], "a known one is compared with other compounds"
 
 
 def test_distant_fields_of_a_novel_treatment_say_so() -> None:
