@@ -41,7 +41,7 @@ from tests.command import hcs_ray, refused
 from tests.ray_nodes import Node, RayNodes, ray_nodes
 from tests.s3_server import SECRETS, S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LONGEST_S = 400.0
 POD = Pod("main", "hcs-ray-study-0-x1y2z", "hcs-ray-study-0-x1y2z-head-7")

@@ -194,14 +194,21 @@ def test_the_study_of_the_job_says_where_its_bucket_is(api: ApiServer, s3: str) 
 
 
 def test_without_a_bucket_it_says_so_and_what_the_api_server_knows(api: ApiServer) -> None:
-    ray_job(api, "/below/a/mount", jobStatus="FAILED", message="the driver has ended")
+    ray_job(
+        api,
+        "/below/a/mount",
+        jobDeploymentStatus="Failed",
+        jobStatus="FAILED",
+        message="the driver has ended",
+    )
     pod(api, HEAD, "head", "ray-head", phase="Pending")
     with pytest.raises(HcsError) as told:
         read(Wanted(head=True))
-    assert "no logs of the head in the bucket: the study's root '/below/a/mount' lies in the pods" in str(
-        told.value
+    wanted = (
+        "no logs of the head in the bucket: the study's root '/below/a/mount' is a folder of the job's pods"
     )
-    assert f"RayJob {JOB}: Running, FAILED, the driver has ended, pod {HEAD}: " in str(told.value)
+    assert wanted in str(told.value)
+    assert f"{JOB} is failed: the driver has ended, pod {HEAD}: " in str(told.value)
 
 
 def test_nothing_shipped_is_said(api: ApiServer, tmp_path: Path) -> None:

@@ -8,33 +8,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from hcs_ray.config import StudyConfig, parse_study
 from hcs_ray.contracts import HcsError, InputError
-from hcs_ray.jobs.kinds import (
-    CLUSTER,
-    CONFIG_MAP,
-    JOB_NAME,
-    POD,
-    RAY_JOB,
-    RUN,
-    Object,
-    label,
-    name_of,
-    status_of,
-)
+from hcs_ray.jobs.gather import facts_of
+from hcs_ray.jobs.held import study_of
+from hcs_ray.jobs.kinds import CLUSTER, JOB_NAME, POD, RAY_JOB, RUN, Object, label, name_of, status_of
 from hcs_ray.jobs.kube import Kube, KubeError
 from hcs_ray.jobs.parts import Pod, Shipped, content, shipped_files, shipped_pods
+from hcs_ray.jobs.state import state_of
 from hcs_ray.jobs.waiting import why_lost, why_waiting
-from hcs_ray.storage import Storage, open_storage
+from hcs_ray.jobs.words import Say
+from hcs_ray.storage import Storage
 
 _SUBMITTER: Final = "ray-job-submitter"
 _DRIVER_FILES: Final = "job-driver-*.log"
 _HEAD_FILES: Final = "gcs_server*"  # only a head has them
 _POLL_S: Final = 5.0
-_STUDY_VOLUME: Final = "study"
-_STUDY_KEY: Final = "study.yaml"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -138,21 +126,10 @@ def find_job(
 def _storage_of(kube: Kube | None, job: Object | None, name: str) -> Storage:
     if kube is None or job is None:
         raise HcsError(f"there is no RayJob {name}; --study STUDY says in which study its logs are")
-    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    maps = {volume["name"]: volume.get("configMap", {}).get("name") for volume in pod.get("volumes", ())}
-    if not maps.get(_STUDY_VOLUME):
-        raise HcsError(f"RayJob {name} has no volume {_STUDY_VOLUME} with a ConfigMap; name --study STUDY")
-    held = kube.get(CONFIG_MAP, maps[_STUDY_VOLUME])
-    text = ((held or {}).get("data") or {}).get(_STUDY_KEY)
-    if text is None:
-        raise HcsError(f"ConfigMap {maps[_STUDY_VOLUME]} with {_STUDY_KEY} is gone; name --study STUDY")
-    return _opened(parse_study(text, f"ConfigMap {maps[_STUDY_VOLUME]}: {_STUDY_KEY}"))
-
-
-def _opened(config: StudyConfig) -> Storage:
-    if not config.root or "://" not in config.root:
-        raise HcsError(f"the study's root {config.root!r} lies in the pods; name --study STUDY")
-    return open_storage(config.root, config.storage)
+    try:
+        return study_of(kube, job).storage
+    except HcsError as error:
+        raise HcsError(f"{error}; --study STUDY says where its logs are") from None
 
 
 def logs(job: Job, wanted: Wanted, follow: bool, out: Callable[[bytes], None], say: Say) -> None:
@@ -207,15 +184,9 @@ def _known(job: Job, pod: Object | None) -> str:
         return "the API server was not asked"
     if job.found is None:
         return f"there is no RayJob {job.name} in namespace {job.kube.namespace} any more"
-    status = status_of(job.found)
-    told = [
-        f"RayJob {job.name}: {status.get('jobDeploymentStatus') or 'not taken up yet'}",
-        str(status.get("jobStatus") or ""),
-        str(status.get("message") or status.get("reason") or ""),
-    ]
-    if pod is not None:
-        told.append(f"pod {name_of(pod)}: {why_lost(pod) or why_waiting(pod) or status_of(pod).get('phase')}")
-    return ", ".join(filter(None, told))
+    told = f"{job.name} is {state_of(facts_of(job.kube, job.name)).line}"
+    why = (why_lost(pod) or why_waiting(pod)) if pod is not None else None
+    return f"{told}, pod {name_of(pod)}: {why}" if pod is not None and why else told
 
 
 # --- the bucket -------------------------------------------------------------------------------------------
