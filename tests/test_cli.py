@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,20 @@ def test_help_needs_neither_torch_nor_ray() -> None:
         "profile",
         "map",
         "outliers",
+        "preflight",
+        "ship-logs",
+        "logs",
     ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = hcs_ray(command, "--help")
     assert done.returncode == 0
     assert "Usage: hcs-ray" in done.stdout
+
+
+def test_versions_are_told_in_lines_that_programs_can_read() -> None:
+    done = hcs_ray("--version")
+    assert done.stdout.splitlines() == [f"hcs_ray {version('hcs_ray')}", f"Ray {version('ray')}"]
 
 
 @pytest.fixture
