@@ -13,7 +13,7 @@ from hcs_ray.config.base import NonNegativeInt, Section
 _SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMAGE = re.compile(
-    r"(?P<repository>[\w.-]+(:\d+)?(/[\w.-]+)*?)(?::(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?"
+    r"([\w.-]+(:\d+)?/)?[\w.-]+(/[\w.-]+)*(:(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?"
 )
 _OURS = ("hcs-ray/", "ray.io/", "kueue.x-k8s.io/", "app.kubernetes.io/part-of")
 

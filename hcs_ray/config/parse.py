@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import pydantic
@@ -222,11 +223,14 @@ def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[Any, l
 
 
 def _by_kind(field: FieldInfo) -> Any:
-    """A field's type; for a section that is one of several: kind -> model."""
+    """A field's type, of one that may be missing the model; for a section of several kinds: kind -> model."""
     options = [
         get_args(option)[0] if get_origin(option) is Annotated else option
         for option in get_args(field.annotation)
+        if option is not NoneType
     ]
+    if len(options) == 1 and hasattr(options[0], "model_fields"):
+        return options[0]
     if not all("kind" in getattr(option, "model_fields", {}) for option in options) or not options:
         return field.annotation
     return {option.model_fields["kind"].default: option for option in options}
