@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,6 @@ import yaml
 
 from hcs_ray.config import StudyConfig, SweepConfig, parse_study, parse_sweep
 from hcs_ray.jobs.manifests import STAGES, Manifest, compose, render
-from tests.k8s_rules import parent_of, pods
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 K8S = REPOSITORY / "k8s"
@@ -53,6 +53,37 @@ def ray_job(folder: str | Path) -> Manifest:
 def job_of(manifests: list[Manifest]) -> Manifest:
     (job,) = of_kind(manifests, "RayJob")
     return job
+
+
+def cluster(job: Manifest) -> Any:
+    return job["spec"]["rayClusterSpec"]
+
+
+def groups(job: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The head and worker groups, by name."""
+    for group in (cluster(job)["headGroupSpec"], *cluster(job)["workerGroupSpecs"]):
+        yield group.get("groupName", "head"), group
+
+
+def pods(job: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The specs of all pods, the submitter's included."""
+    yield "submitter", job["spec"]["submitterPodTemplate"]["spec"]
+    for name, group in groups(job):
+        yield name, group["template"]["spec"]
+
+
+def pinned_ray() -> str:
+    match = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    assert match
+    return match[1]
+
+
+def parent_of(job: Any, place: str) -> tuple[Any, Any]:
+    """The mapping or list, and its key or index, of a place like ``spec rayClusterSpec rayVersion``."""
+    *parents, last = (int(part) if part.isdigit() else part for part in place.split())
+    for part in parents:
+        job = job[part]
+    return job, last
 
 
 def containers(job: Manifest) -> dict[tuple[str, str], Manifest]:
@@ -96,6 +127,7 @@ def objects_within(node: Any) -> Iterator[Manifest]:
             yield from objects_within(item)
 
 
+@cache
 def crd_validator(folder: Path) -> Any:
     """A validator of RayJobs, made of KubeRay's own CRD, closed to unknown fields."""
     text = (folder / "ray.io_rayjobs.yaml").read_text()

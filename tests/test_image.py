@@ -17,10 +17,18 @@ import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hcs_ray.jobs.manifests import Manifest
-from tests.k8s_manifests import K8S, containers, ray_job
-from tests.k8s_rules import cluster, pinned_ray, pods
+from tests.k8s_manifests import (
+    K8S,
+    cluster,
+    containers,
+    pinned_ray,
+    pods,
+    ray_job,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
@@ -176,11 +184,15 @@ def test_the_steps_fill_a_new_environment_with_just_what_is_pinned(tmp_path: Pat
     install("hcs_ray", source, environment)
     said(environment, tmp_path, "python", "-m", "pip", "check")
     listed = json.loads(said(environment, tmp_path, "python", "-m", "pip", "list", "--format", "json"))
-    installed = {re.sub(r"[-_.]+", "-", item["name"].lower()): item["version"] for item in listed}
-    del installed["hcs-ray"], installed["pip"]
+    installed = {canonicalize_name(item["name"]): item["version"] for item in listed}
+    installed = {name: version for name, version in installed.items() if name not in ("hcs-ray", "pip")}
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    pins = dict(line.partition(";")[0].strip().split("==") for line in lines if "==" in line)
-    pins = {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in pins.items()}
+    pinned = [Requirement(line) for line in lines if "==" in line]
+    pins = {
+        canonicalize_name(item.name): str(item.specifier).removeprefix("==")
+        for item in pinned
+        if item.marker is None or item.marker.evaluate()
+    }
     assert {name: version.partition("+")[0] for name, version in installed.items()}.items() <= pins.items()
     prove(environment, tmp_path / "empty")
 

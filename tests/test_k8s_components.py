@@ -15,23 +15,26 @@ from typing import Any
 import pytest
 import yaml
 
+from hcs_ray.jobs.lint import lint
 from hcs_ray.jobs.manifests import render
 from tests.k8s_manifests import (
     EXAMPLES,
     K8S,
     REPOSITORY,
     changes,
+    cluster,
     composed,
     containers,
     flat,
+    groups,
     job_of,
     of_kind,
+    pods,
     ray_job,
     rendered,
     study_of,
     sweep_of,
 )
-from tests.k8s_rules import cluster, findings, groups, pods
 
 SUPPORTED = {  # as the table of k8s/README.md
     "shard": ("spot", "queue", "queue-elastic"),
@@ -232,8 +235,9 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 def test_a_supported_combination_breaks_no_rule(crd: Any, stage: str, components: tuple[str, ...]) -> None:
-    job = job_of(composed(stage, *components))
-    assert findings(job) == []
+    manifests = composed(stage, *components)
+    assert [str(finding) for finding in lint(manifests)] == []
+    job = job_of(manifests)
     assert [error.message for error in crd.iter_errors(job)] == []
     assert [name for name, group in groups(job) if "containers" in group["template"]["spec"]] == [
         "head",

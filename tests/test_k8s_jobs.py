@@ -9,20 +9,23 @@ from decimal import Decimal
 import kubernetes_validate
 import pytest
 
+from hcs_ray.jobs.lint.node import quantity
 from hcs_ray.jobs.manifests import STAGES, Manifest
 from tests.k8s_manifests import (
     EXAMPLES,
     JOBS,
+    cluster,
     composed,
     containers,
+    groups,
     job_of,
     of_kind,
+    pods,
     ray_job,
     rendered,
     study_of,
     sweep_of,
 )
-from tests.k8s_rules import cluster, groups, pods, quantity
 
 # --- What a job runs, and on what ---------------------------------------------------------------------------
 

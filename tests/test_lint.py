@@ -22,8 +22,14 @@ from hcs_ray.jobs.findings import Finding, errors_of
 from hcs_ray.jobs.lint import ClusterLimits, gpu_hours, lint
 from hcs_ray.jobs.lint.node import Node, quantity
 from hcs_ray.jobs.manifests import STAGES, Manifest
-from tests.k8s_manifests import EXAMPLES, composed, job_of, put, rendered
-from tests.k8s_rules import pinned_ray
+from tests.k8s_manifests import (
+    EXAMPLES,
+    composed,
+    job_of,
+    pinned_ray,
+    put,
+    rendered,
+)
 
 SPEC = "spec"
 CLUSTER = "spec rayClusterSpec"
