@@ -78,7 +78,7 @@ CALL = re.compile(
 
 
 def asked() -> set[tuple[str, str, str]]:
-    """Every (group, resource, verb) that calls in hcs_ray.jobs name outright, and what is made and deleted."""
+    """Every (group, resource, verb) that calls in hcs_ray.jobs name outright, or that make and delete."""
     found = set()
     for path in JOBS.rglob("*.py"):
         for call in CALL.finditer(path.read_text()):
