@@ -448,7 +448,7 @@ COMPONENTS = [(), ("gpu",), ("spot",), ("gpu", "spot"), ("queue",), ("gpu", "que
 RUN_NAMES = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", fullmatch=True)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(
     document=STUDIES,
     sweep=SWEEPS,

@@ -98,7 +98,8 @@ def lint(
     for finding in found:
         typer.echo(str(finding))
     errors = len(errors_of(found))
-    say(f"{errors} error{'s'[: errors != 1]}, {len(found) - errors} warnings")
+    warnings = len(found) - errors
+    say(f"{errors} error{'s'[: errors != 1]}, {warnings} warning{'s'[: warnings != 1]}")
     if errors:
         raise typer.Exit(1)
 
