@@ -40,9 +40,11 @@ class ApiServer:
     Attributes:
         served: Plurals that it knows; take one out, and its CRD is not installed.
         denied: (verb, plural) that the user may not; "list" and "watch" are verbs of their own.
-        faults: Statuses that the next requests are answered with; 0 drops the connection after the work.
+        faults: Statuses that the next requests are answered with; 0 drops the connection after the work, -1
+            lets a request pass.
         logs: (pod, container) -> lines.
         following: Whether logs that are followed have more to come.
+        dies_after: So many requests are answered, and then none: the connection is closed before any work.
         asked: (verb, path and query) of every request.
     """
 
@@ -55,6 +57,7 @@ class ApiServer:
     following: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str]] = field(default_factory=list)
     bodies: list[Object] = field(default_factory=list)
+    dies_after: int | None = None
     expire_by_status: bool = False  # 410 as the answer's status, or else as an event of a watch
     closing: bool = False
 
@@ -138,9 +141,13 @@ class _Handler(BaseHTTPRequestHandler):
             verb = "watch" if "watch" in query else "list"
         self.api.asked.append((verb, self.path))
         self.api.bodies.append(body)
+        if self.api.dies_after is not None and len(self.api.asked) > self.api.dies_after:
+            self.close_connection = True
+            self.connection.close()
+            return
         fault = self.api.faults.pop(0) if self.api.faults else None
         try:
-            if fault:
+            if fault is not None and fault > 0:
                 raise RefusedError(
                     fault, "TooManyRequests" if fault == 429 else "InternalError", f"fault {fault}"
                 )
