@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import tempfile
@@ -28,6 +29,7 @@ ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
 _FIRST_LOOK_S: Final = 10.0
 _PROBE_S: Final = 120.0
 _POLL_S: Final = 0.5
+_TALKERS: Final = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
 # Ray's client prefers these to the address that it is given.
 _OVERRIDES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
@@ -115,6 +117,8 @@ class PlainRay:
         with self._asking("reach it"), _without(_OVERRIDES):
             from ray.job_submission import JobSubmissionClient
 
+            for talker in _TALKERS:
+                logging.getLogger(talker).setLevel(logging.WARNING)
             return JobSubmissionClient(self.address, headers=self._headers)
 
     @contextlib.contextmanager
