@@ -6,11 +6,13 @@ import os
 import sys
 from typing import NoReturn
 
+from hcs_ray.cli import pipeline  # first, as its panel is in the help
+
+# isort: split
 from hcs_ray.cli import (
     cluster,
     configuration,
     job_set,
-    pipeline,
     pods,
     scoring,
     screens,
