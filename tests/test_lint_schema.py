@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcs_ray.jobs.lint import lint, schema
+from hcs_ray.jobs.lint import ClusterLimits, lint, schema
 from hcs_ray.jobs.lint.compact import as_json, compact
 from hcs_ray.jobs.lint.node import Node
 from hcs_ray.jobs.lint.schema import schema_findings
@@ -94,6 +94,13 @@ def test_both_think_alike_of_a_changed_job(reference: Any, data: st.DataObject) 
     agree(reference, job)
 
 
+LIMITS = ClusterLimits(
+    nodes=[{"metadata": {}, "status": {"allocatable": {"cpu": "1"}}}],
+    resource_quotas=[{"metadata": {"name": "q"}, "spec": {"hard": {"requests.cpu": "1", "pods": "3"}}}],
+    local_queues=[],
+)
+
+
 class Writer:
     """Writes what a schema of a CRD allows, at random; with ``spoil`` one value is another one's."""
 
@@ -142,7 +149,7 @@ def test_both_think_alike_of_what_the_crd_itself_would_have(
     spec = Writer(seed, spoil).write(spec_schema)
     job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
     agree(reference, job)
-    lint([job])  # and no rule stumbles over it
+    lint([job], limits=LIMITS, max_gpu_hours=1)  # and no rule stumbles over it
 
 
 def test_the_writer_writes_both_kinds_and_reaches_most_of_the_crd(

@@ -117,6 +117,9 @@ class ClusterConfig(Section):
     service_account: Name | None = Field(None, description="of head and workers, for workload identity")
     image_pull_secrets: tuple[Name, ...] = ()
     node_selector: Labels = Field(default_factory=dict, description="labels of the nodes, for all pods")
+    gpu_node_selector: Labels = Field(
+        default_factory=dict, description="more labels of the nodes, for pods with a GPU: which kind of GPU"
+    )
     tolerations: tuple[Toleration, ...] = Field((), description="taints that all pods tolerate")
     runtime_class: Name | None = Field(None, description="of pods with a GPU, as nvidia")
     queue: Name | None = Field(None, description="a LocalQueue of Kueue")

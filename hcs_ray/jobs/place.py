@@ -52,8 +52,8 @@ def place(job: Object, cluster: ClusterConfig) -> None:
         containers = [item for item in containers_of(template) if item["image"] == ours]
         if cluster.service_account:
             pod["serviceAccountName"] = cluster.service_account
-        if cluster.runtime_class and _has_gpu(pod):
-            pod["runtimeClassName"] = cluster.runtime_class
+        if _has_gpu(pod):
+            _place_gpu_pod(pod, cluster)
         for container in containers:
             _read_secrets(container, cluster.env_from)
         if cluster.ca_bundle:
@@ -101,6 +101,13 @@ def _place_pod(pod: Object, cluster: ClusterConfig) -> None:
         there = pod.get(key, [])
         if items:
             pod[key] = [*there, *(item for item in items if item not in there)]
+
+
+def _place_gpu_pod(pod: Object, cluster: ClusterConfig) -> None:
+    if cluster.runtime_class:
+        pod["runtimeClassName"] = cluster.runtime_class
+    if cluster.gpu_node_selector:
+        pod["nodeSelector"] = {**pod.get("nodeSelector", {}), **cluster.gpu_node_selector}
 
 
 def _has_gpu(pod: Object) -> bool:

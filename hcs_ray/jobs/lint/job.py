@@ -10,6 +10,7 @@ from hcs_ray.jobs.lint.node import Node, quantity
 
 # What KubeRay gives the autoscaler where autoscalerOptions do not say.
 _AUTOSCALER = {"cpu": "500m", "memory": "512Mi"}
+UNBOUNDED = 2**31 - 1  # the CRD's default of maxReplicas
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 
 
@@ -138,9 +139,9 @@ class Job:
 
 def most(group: Node, autoscales: bool) -> int:
     """Pods of a worker group at most: hosts times replicas."""
-    replicas = group["maxReplicas"].value if autoscales else group["replicas"].value
-    hosts = group["numOfHosts"].value
-    return int(1 if replicas is None else replicas) * int(1 if hosts is None else hosts)
+    key, default = ("maxReplicas", UNBOUNDED) if autoscales else ("replicas", 0)
+    replicas, hosts = group[key].value, group["numOfHosts"].value
+    return int(default if replicas is None else replicas) * int(1 if hosts is None else hosts)
 
 
 def is_gpu(kind: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+from hcs_ray.contracts import InputError
 from hcs_ray.jobs.findings import Finding
 
 _FACTORS: Final = {
@@ -70,9 +71,16 @@ def _joined(path: str, name: str) -> str:
 
 
 def quantity(value: str | int | float) -> Decimal:
-    """A Kubernetes quantity as a number: ``"500m"`` -> 0.5, ``"2Gi"`` -> 2147483648, ``"1e3"`` -> 1000."""
+    """A Kubernetes quantity as a number: ``"500m"`` -> 0.5, ``"2Gi"`` -> 2147483648, ``"1e3"`` -> 1000.
+
+    Raises:
+        InputError: it is none.
+    """
     text = str(value)
-    for suffix in (text[-2:], text[-1:]):
-        if suffix in _FACTORS:
-            return Decimal(text.removesuffix(suffix)) * _FACTORS[suffix]
-    return Decimal(text)
+    try:
+        for suffix in (text[-2:], text[-1:]):
+            if suffix in _FACTORS:
+                return Decimal(text.removesuffix(suffix)) * _FACTORS[suffix]
+        return Decimal(text)
+    except InvalidOperation:
+        raise InputError(f"{text}: not a quantity, as 500m, 8 or 32Gi") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from hcs_ray.jobs.findings import Finding
-from hcs_ray.jobs.lint.job import Job
+from hcs_ray.jobs.lint.job import UNBOUNDED, Job
 from hcs_ray.jobs.lint.names import DNS_1123, is_label
 from hcs_ray.jobs.lint.node import Node
 
@@ -19,7 +19,6 @@ _POSITIVE = {
     "backoffLimit": "a lost head is a new cluster, where the run goes on",
 }
 _LARGEST_CONFIG_MAP = 2**20
-_UNBOUNDED = 2**31 - 1  # the CRD's default of maxReplicas
 _RAY_CONTAINERS = ("ray-head", "ray-worker", "ray-job-submitter")
 
 
@@ -146,7 +145,7 @@ def _shape(job: Job) -> Iterator[Finding]:
         )
         if not DNS_1123.fullmatch(str(name.value)):
             yield name.error("it is part of pods' names", "lower-case letters, digits and dashes")
-        if most.value in (None, _UNBOUNDED):
+        if most.value in (None, UNBOUNDED):
             yield most.error("without it a cluster may grow for ever", "write the largest number of pods")
         elif now.value is not None and not (least.value or 0) <= now.value <= most.value:
             yield now.error("it lies between minReplicas and maxReplicas", "change one of the three")
