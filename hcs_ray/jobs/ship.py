@@ -7,6 +7,7 @@ there: a shipped byte is a byte of the file. A killed node loses what came after
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -77,17 +78,13 @@ class Shipper:
         return sum(self._ship_file(key, *there[key], final) for key in order)
 
     def _ship_file(self, key: tuple[int, int], name: str, path: Path, final: bool) -> int:
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:  # rotated or deleted since the folder was read
-            return 0
-        try:
-            size = os.fstat(descriptor).st_size
-            if _identity(os.fstat(descriptor)) != key:
-                return 0
-            return self._ship_open(self._source(key, name, descriptor, size), descriptor, size, final)
-        finally:
-            os.close(descriptor)
+        # A file that was rotated or deleted since the folder was read, or cannot be read, waits its turn.
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if _identity(status) == key:
+                source = self._source(key, name, file.fileno(), status.st_size)
+                return self._ship_open(source, file.fileno(), status.st_size, final)
+        return 0
 
     def _source(self, key: tuple[int, int], name: str, descriptor: int, size: int) -> _Source:
         """The file as it is known; where it is another by now, or was cut, from its beginning."""
