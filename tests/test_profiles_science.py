@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
 
 from hcs_ray.contracts import (
     BATCH,
@@ -32,9 +33,10 @@ from hcs_ray.profiles.aggregate import (
     exclude_controls,
     to_treatments,
 )
-from hcs_ray.profiles.neighbours import Guard, Metric, find_neighbours
+from hcs_ray.profiles.neighbours import CORRECT, Guard, Metric, find_neighbours
 from hcs_ray.profiles.normalize import normalize
 from hcs_ray.profiles.score import Settings, evaluate, evaluate_wells, score
+from hcs_ray.profiles.tally import share_interval
 from tests.ljosa import bbbc021_wells, cellprofiler_wells
 
 QUICK = Settings(resamples=200)
@@ -277,6 +279,18 @@ def test_the_null_is_that_of_all_permutations_of_the_compounds_not_trained_on(le
     assert null is not None
     assert null.mean == pytest.approx(np.mean(hits), abs=4 * np.std(hits) / 4000**0.5)
     assert null.interval[1] == np.quantile(hits, 0.975, method="higher")
+
+
+@pytest.mark.parametrize("hit", [True, False])
+def test_a_few_compounds_that_are_all_right_do_not_make_certain(hit: bool) -> None:
+    """Drawn anew they are all right again, but Clopper and Pearson's interval of 7 of 7 begins at 59 %."""
+    queries = pd.DataFrame({COMPOUND: list("aabbcddefg"), CORRECT: hit})
+    exact = binomtest(7 * hit, 7).proportion_ci(0.95)
+    assert share_interval(queries, CORRECT, Settings(resamples=20)) == pytest.approx((exact.low, exact.high))
+    queries.loc[0, CORRECT] = not hit
+    low, high = share_interval(queries, CORRECT, Settings(resamples=200)) or (0.0, 0.0)
+    assert (high == 1.0) if hit else (low == 0.0)
+    assert 0 < high - low < 0.5
 
 
 def test_the_interval_is_that_of_compounds_not_of_their_treatments() -> None:

@@ -129,7 +129,7 @@ def _excluded_line(excluded: dict[str, Any]) -> dict[str, Any]:
     if excluded["minimum_fields"] > 1:
         left_out += f", {excluded['wells_too_small']} wells below {excluded['minimum_fields']} fields"
     scores = excluded["scores"]
-    found = without_text(scores) if scores else f"cannot be scored: {excluded['impossible']}"
+    found = f"held-out {without_text(scores)}" if scores else f"cannot be scored: {excluded['impossible']}"
     return {"without excluded fields": {"text": f"{found}; left out: {left_out}"}}
 
 

@@ -71,6 +71,14 @@ def percentile_interval(samples: Float64) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def exact_interval(count: int, all_true: bool) -> tuple[float, float]:
+    """The 95 % interval of Clopper & Pearson 1934 (https://doi.org/10.1093/biomet/26.4.404) for a share that
+    was 1 in all of ``count`` independent cases, or 0 in all of them.
+    """
+    bound = 0.025 ** (1 / count)
+    return (bound, 1.0) if all_true else (0.0, 1.0 - bound)
+
+
 def _blocks(count: int, width: int) -> Iterator[int]:
     """Sizes of blocks that sum to ``count``, each of at most _AT_ONCE numbers of ``width``-long rows."""
     step = max(1, _AT_ONCE // max(width, 1))

@@ -245,7 +245,8 @@ def _rules(
         "columns": dict(sorted(described.sources.items())),
         "denominator": "every treatment with a MoA, but those that no neighbour could match (dropped)",
         "candidates": "all treatments with a MoA; dropped queries stay candidates",
-        "interval": f"95 %, bootstrap over compounds, {request.settings.resamples} draws",
+        "interval": f"95 %, bootstrap over compounds, {request.settings.resamples} draws; where all or none "
+        "are right, the exact one of as many compounds",
         "null": "labels permuted among compounds",
     }
 

@@ -11,7 +11,13 @@ import pandas as pd
 
 from hcs_ray.contracts import COMPOUND, MOA
 from hcs_ray.profiles.aggregate import Float64, Ints
-from hcs_ray.profiles.chance import Null, bootstrap_weights, percentile_interval, permuted_labels
+from hcs_ray.profiles.chance import (
+    Null,
+    bootstrap_weights,
+    exact_interval,
+    percentile_interval,
+    permuted_labels,
+)
 from hcs_ray.profiles.neighbours import CORRECT, DROPPED, NEIGHBOUR_COMPOUND, NEIGHBOUR_MOA, Metric
 
 _PAIRS_AT_ONCE: Final = 4_000_000  # labels compared at once
@@ -30,7 +36,8 @@ class Settings:
 class Tally:
     """Hits among the scored queries, which are of ``compounds`` compounds.
 
-    ``interval`` is the 95 % bootstrap interval of the accuracy over compounds (None for fewer than two),
+    ``interval`` is the 95 % bootstrap interval of the accuracy over compounds (None for fewer than two; see
+    `share_interval` where all or none are correct),
     ``null`` the number of correct queries when labels are permuted among compounds (None without a query).
     """
 
@@ -79,11 +86,15 @@ def tally(queries: pd.DataFrame, fixed: Collection[str], settings: Settings) -> 
 def share_interval(queries: pd.DataFrame, column: str, settings: Settings) -> tuple[float, float] | None:
     """95 % of the shares of true cells of a column, when compounds are drawn with all their queries.
 
-    None for fewer than two compounds.
+    None for fewer than two compounds. Where all cells are alike every draw is, too, though a few compounds
+    prove little: there the interval is the exact one of as many compounds (`chance.exact_interval`).
     """
     sums = queries.groupby(COMPOUND)[column].agg(["sum", "size"]).to_numpy(dtype=np.float64)
     if len(sums) < 2:
         return None
+    hits, total = sums.sum(axis=0)
+    if hits in (0, total):
+        return exact_interval(len(sums), bool(hits))
     draws = [weights @ sums for weights in bootstrap_weights(len(sums), settings.resamples, settings.seed)]
     hits, totals = np.concatenate(draws).T
     return percentile_interval(hits / totals)
