@@ -389,7 +389,7 @@ def test_the_command_prints_a_table_and_the_next_step(study: Path) -> None:
     assert f"* {document['chosen']}" in printed
     assert json.loads((study.parent / "figures").read_text()) == {
         "chosen": document["chosen"],
-        "configured": "standardize",
+        "configured": "center_scale",
     }
     assert f"--set profile.normalization={document['chosen']} --force" in printed
     assert "some plate has fewer than four" in document["batch_effects"]["measured_on"]

@@ -32,7 +32,11 @@ from tests.stored_fields import flip
 
 pytestmark = pytest.mark.timeout(300)
 
-MORE = "embed: {chunk_fields: 7, cpus_per_worker: 0.5}\nprofile: {resamples: 20}\nmap: {threads: 1}\n"
+MORE = (
+    "embed: {chunk_fields: 7, cpus_per_worker: 0.5}\n"
+    "profile: {normalization: standardize, resamples: 20}\n"
+    "map: {threads: 1}\n"
+)
 H5AD = "exports/main/anndata/main.h5ad"
 GALLERY = "exports/main/gallery/hcs_ray/BBBC021/workspace_dl"
 

@@ -107,7 +107,8 @@ def test_in_one_space_the_sum_over_the_folds_is_the_plain_score(
     meta = meta.assign(**{c.KEY: meta[c.PLATE] + "_" + meta[c.WELL] + "_s1"})
     meta[c.SITE] = 1
     meta[c.MOA] = meta[c.MOA].mask(meta[c.PERT_TYPE] == c.NEGATIVE_CONTROL)
-    screen = screened(tmp_path, meta, features, {"profile": {"resamples": 200}}, {})
+    config = {"profile": {"normalization": "standardize", "resamples": 200}}
+    screen = screened(tmp_path, meta, features, config, {})
     found = evaluate(screen.study, screen.train())
     summary = found.summary
     assert summary["folds"] == {"expected": 38, "evaluated": 38, "missing": {}}

@@ -56,7 +56,7 @@ def score(
         typer.Option(metavar="FILE", help="CSV of plate, well, compound, concentration (BBBC021's)."),
     ] = None,
     normalize: Annotated[
-        str, typer.Option(help="On the negative controls, as profile.normalization: standardize, center ...")
+        str, typer.Option(help="On the negative controls, as profile.normalization: center_scale ...")
     ] = "none",
     aggregate: Annotated[str, typer.Option(help="Wells to treatments: mean or median.")] = "mean",
     field_aggregate: Annotated[

@@ -123,7 +123,7 @@ class ProfileConfig(ExecutionSection):
         "tvn",
         "combat",
         "harmony",
-    ] = Field("standardize", description="hcs-ray profile --compare shows what each does to this screen")
+    ] = Field("center_scale", description="hcs-ray profile --compare shows what each does to this screen")
     shrinkage: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="of the covariances of sphere, coral, tvn; none: chosen from the controls"
     )

@@ -181,7 +181,7 @@ def _rows_of_batches(meta: pd.DataFrame) -> list[tuple[str, Ints]]:
     if len(found) < 2:
         raise InputError(
             f"all rows lie in batch {found[0][0] if found else 'none'}: there is nothing to align; "
-            "normalise by 'sphere' or 'standardize'"
+            "normalise by 'sphere' or 'center_scale'"
         )
     return found
 

@@ -113,7 +113,7 @@ def plate_folds(plates: pd.Series[Any]) -> Ints:
     if codes.max() == 0:
         raise InputError(
             f"all negative controls lie on plate {plates.iloc[0]}: a shrinkage is chosen by leaving plates "
-            "out; set profile.shrinkage, or normalise by 'standardize'"
+            "out; set profile.shrinkage, or normalise by 'center_scale'"
         )
     return np.asarray(codes % MOST_FOLDS, dtype=np.intp)
 
