@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -47,25 +49,44 @@ def spec_schema(shared: Path) -> dict[str, Any]:
     return dict(found["properties"]["spec"])
 
 
+class Crd:
+    """KubeRay's own CRD as a judge of jobs."""
+
+    def __init__(self, validator: Any) -> None:
+        self._validator = validator
+
+    def __repr__(self) -> str:
+        return "the CRD"  # and not its 1.4 MB, where a test fails
+
+    def errors(self, job: Any) -> list[str]:
+        return [error.message[:300] for error in self._validator.iter_errors(job)]
+
+
+def no_two_alike(_: Any, kind: str, items: Any, __: Any) -> Iterator[Exception]:
+    """``x-kubernetes-list-type: set``."""
+    if kind == "set" and isinstance(items, list) and len({repr(item) for item in items}) < len(items):
+        yield jsonschema.ValidationError("two are alike")
+
+
 @pytest.fixture(scope="module")
-def reference(shared: Path) -> Any:
-    validator = crd_validator(shared / "kuberay-crds")
+def reference(shared: Path) -> Crd:
+    extend: Any = jsonschema.validators.extend
+    closed = crd_validator(shared / "kuberay-crds")
+    validator = extend(type(closed), {"x-kubernetes-list-type": no_two_alike})(closed.schema)
     for mapping in objects_within(validator.schema):
         if "required" in mapping and isinstance(mapping.get("properties"), dict):
             defaults = {key for key, inner in mapping["properties"].items() if "default" in inner}
             mapping["required"] = [key for key in mapping["required"] if key not in defaults]
-    return validator
+    return Crd(validator)
 
 
 def findings(job: Any) -> list[str]:
     return [str(finding) for finding in schema_findings(Node("RayJob/a ", job))]
 
 
-def agree(reference: Any, job: Any) -> bool:
-    """Whether both take the job, after asserting that they think alike."""
-    found = findings(job)
-    assert reference.is_valid(job) == (not found), found or list(reference.iter_errors(job))[:1]
-    return not found
+def assert_agreed(reference: Crd, job: Any) -> None:
+    found, errors = findings(job), reference.errors(job)
+    assert bool(found) == bool(errors), f"the lint: {found}; the CRD: {errors}"
 
 
 def test_it_is_what_the_script_makes_of_the_crd(shared: Path) -> None:
@@ -79,9 +100,9 @@ def test_it_is_what_the_script_makes_of_the_crd(shared: Path) -> None:
 # --- Mutations of a job -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_both_think_alike_of_a_changed_job(reference: Any, data: st.DataObject) -> None:
+def test_both_think_alike_of_a_changed_job(reference: Crd, data: st.DataObject) -> None:
     job = job_of(composed("tune", "gpu", "queue-elastic"))
     for _ in range(data.draw(st.integers(1, 2))):
         places = list(objects_within(job["spec"]))
@@ -91,7 +112,7 @@ def test_both_think_alike_of_a_changed_job(reference: Any, data: st.DataObject) 
             del place[key]
         else:
             place[key] = copy.deepcopy(data.draw(st.sampled_from(JUNK)))
-    agree(reference, job)
+    assert_agreed(reference, job)
 
 
 LIMITS = ClusterLimits(
@@ -141,19 +162,19 @@ class Writer:
         return {key: self.write(properties[key]) for key in (*sorted(wanted), *more)}
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=200)
 @given(seed=st.integers(0, 2**32), spoil=st.booleans())
 def test_both_think_alike_of_what_the_crd_itself_would_have(
-    reference: Any, spec_schema: dict[str, Any], seed: int, spoil: bool
+    reference: Crd, spec_schema: dict[str, Any], seed: int, spoil: bool
 ) -> None:
     spec = Writer(seed, spoil).write(spec_schema)
     job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
-    agree(reference, job)
+    assert_agreed(reference, job)
     lint([job], limits=LIMITS, max_gpu_hours=1)  # and no rule stumbles over it
 
 
 def test_the_writer_writes_both_kinds_and_reaches_most_of_the_crd(
-    reference: Any, spec_schema: dict[str, Any]
+    reference: Crd, spec_schema: dict[str, Any]
 ) -> None:
     taken, keys = [], set[str]()
     for seed in range(200):

@@ -98,9 +98,9 @@ def _place_pod(pod: Object, cluster: ClusterConfig) -> None:
         "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
     }
     for key, items in wanted.items():
-        there = pod.get(key, [])
-        if items:
-            pod[key] = [*there, *(item for item in items if item not in there)]
+        for item in items:  # each once, though two places name it
+            if item not in pod.setdefault(key, []):
+                pod[key].append(item)
 
 
 def _place_gpu_pod(pod: Object, cluster: ClusterConfig) -> None:
@@ -117,11 +117,8 @@ def _has_gpu(pod: Object) -> bool:
 
 def _read_secrets(container: Object, secrets: tuple[str, ...]) -> None:
     """The last one wins where two have the same variable."""
-    if secrets:
-        container["envFrom"] = [
-            *container.get("envFrom", ()),
-            *({"secretRef": {"name": name}} for name in secrets),
-        ]
+    for name in secrets:
+        container.setdefault("envFrom", []).append({"secretRef": {"name": name}})
 
 
 def _trust(pod: Object, containers: list[Object], config_map: str, key: str) -> None:
