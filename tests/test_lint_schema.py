@@ -68,11 +68,18 @@ def no_two_alike(_: Any, kind: str, items: Any, __: Any) -> Iterator[Exception]:
         yield jsonschema.ValidationError("two are alike")
 
 
+def no_two_of_a_key(_: Any, keys: list[str], items: Any, __: Any) -> Iterator[Exception]:
+    """``x-kubernetes-list-map-keys``; that an item is no mapping is another keyword's."""
+    if isinstance(items, list) and all(isinstance(item, dict) for item in items):
+        yield from no_two_alike(_, "set", [[item.get(key) for key in keys] for item in items], __)
+
+
 @pytest.fixture(scope="module")
 def reference(shared: Path) -> Crd:
     extend: Any = jsonschema.validators.extend
     closed = crd_validator(shared / "kuberay-crds")
-    validator = extend(type(closed), {"x-kubernetes-list-type": no_two_alike})(closed.schema)
+    keywords = {"x-kubernetes-list-type": no_two_alike, "x-kubernetes-list-map-keys": no_two_of_a_key}
+    validator = extend(type(closed), keywords)(closed.schema)
     for mapping in objects_within(validator.schema):
         if "required" in mapping and isinstance(mapping.get("properties"), dict):
             defaults = {key for key, inner in mapping["properties"].items() if "default" in inner}
