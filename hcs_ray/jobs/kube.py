@@ -106,16 +106,24 @@ class Kube:
         return True
 
     def watch(
-        self, kind: Kind, *, name: str | None = None, labels: str = "", seconds: float = 300.0
+        self,
+        kind: Kind,
+        *,
+        name: str | None = None,
+        labels: str = "",
+        since: str = "",
+        seconds: float = 300.0,
     ) -> Iterator[Change]:
         """The objects there are, as ADDED, then every change for so many seconds.
+
+        With ``since``, the resourceVersion of an object that was read, only what has changed after it.
 
         Where the server has forgotten the version that the watch stands at (410) it lists once more, and so
         may tell of an object twice, or of one that is gone not at all: take it as a call to look again.
         """
         fields = f"metadata.name={name}" if name else ""
         until = time.monotonic() + seconds
-        version = ""
+        version = since
         while time.monotonic() < until:
             if not version:
                 objects, version = self._listed(kind, labels, fields)

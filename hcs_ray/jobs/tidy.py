@@ -31,11 +31,12 @@ from hcs_ray.jobs.kinds import (
     status_of,
     uid_of,
 )
-from hcs_ray.jobs.kube import Kube
+from hcs_ray.jobs.kube import Kube, KubeError
 from hcs_ray.jobs.state import JobState, state_of
 from hcs_ray.jobs.words import age, table
 
 _GRACE: Final = timedelta(minutes=10)  # what is younger may still be in the making
+_CONFLICT: Final = 409  # another uid
 _MADE_BY: Final = "ray.io/originated-from-crd"
 
 
@@ -85,8 +86,15 @@ def leftovers(kube: Kube, older_than: timedelta, now: datetime | None = None) ->
 
 
 def clear(kube: Kube, found: Iterable[Leftover]) -> int:
-    """Delete leftovers, each only while it is the very object that was looked at; how many were there."""
-    return sum(kube.delete(item.kind, item.name, item.uid) for item in found)
+    """Delete leftovers; how many were there. What has been made anew under an old name stays."""
+    deleted = 0
+    for item in found:
+        try:
+            deleted += kube.delete(item.kind, item.name, item.uid)
+        except KubeError as error:
+            if error.code != _CONFLICT:
+                raise
+    return deleted
 
 
 def leftover_table(found: list[Leftover], now: datetime | None = None) -> str:

@@ -208,10 +208,8 @@ def follow(kube: Kube, name: str, every_s: float = _LOOK_EVERY_S) -> Iterator[Fa
 
 
 def _until_changed(kube: Kube, job: Object, every_s: float) -> None:
-    known = job["metadata"]["resourceVersion"]
-    for change in kube.watch(RAY_JOB, name=name_of(job), seconds=every_s):
-        if change.object["metadata"]["resourceVersion"] != known:
-            return
+    version = job["metadata"]["resourceVersion"]
+    next(kube.watch(RAY_JOB, name=name_of(job), since=version, seconds=every_s), None)
 
 
 def _about(job: Object) -> dict[str, str]:
