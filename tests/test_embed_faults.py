@@ -29,9 +29,10 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError
 from hcs_ray.embed import embed
 from hcs_ray.storage import LocalStorage, Storage, open_storage
-from hcs_ray.study import Study, open_study
+from hcs_ray.study import open_study
 from hcs_ray.tables import is_chunk_file, read_embeddings, read_index, read_unreadable
 from tests.command import HCS_RAY, hcs_ray, refused
+from tests.dying_worker import Dying
 from tests.embedding_study import idle, sharded_study, trained
 from tests.ray_nodes import Node, RayNodes, ray_nodes
 from tests.s3_server import BUCKET, S3Server
@@ -199,19 +200,9 @@ def test_what_changed_is_refused(reference: Path, fresh: Path, cluster: str) -> 
     assert "model.pt is missing or has another size" in refused("embed", fresh)
 
 
-class Dying:
-    """Kills its own process at every chunk, as the system does where memory is short."""
-
-    def __init__(self, study: Study, digest: str) -> None:
-        pass
-
-    def write(self, first: int, last: int) -> None:
-        os._exit(1)
-
-
 def test_a_chunk_that_kills_its_worker_again_and_again_ends_it(fresh: Path, cluster: str) -> None:
-    with pytest.raises(HcsError, match="embedding: a Ray worker failed"):
-        embed(open_study(str(fresh)), idle, make=Dying)
+    with pytest.raises(HcsError, match=r"died 4 times at the fields \d+ to \d+ of the index"):
+        embed(open_study(str(fresh), overrides=["embed.workers=1"]), idle, make=Dying)
     assert not (fresh / FOLDER / "_stage.json").exists()
 
 

@@ -5,6 +5,7 @@ torch is loaded in the actors, not in the driver, which only counts chunks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from hcs_ray.embed.actor import Embedder
 
 
-_RETRIES: Final = 3  # of a chunk whose worker has died; without a limit one that kills it is tried for ever
+_MOST_ATTEMPTS: Final = 4  # at a chunk whose workers die; Ray Data by itself would try for ever
 
 
 class Writes(Protocol):
@@ -53,7 +54,8 @@ def distribute(
     An actor or a node that dies is replaced, and what it was working on is handed out again.
 
     Raises:
-        HcsError: the first failure of an actor, in its words; the others are stopped.
+        HcsError: the first failure of an actor, in its words, or a chunk at which actors die again and again;
+            the others are stopped.
     """
     if not chunks:
         return
@@ -67,17 +69,17 @@ def distribute(
     require_capacity(
         f"embed.workers {actors}", actors * config.cpus_per_worker, actors if config.use_gpu else 0
     )
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
     work = ray.data.from_items(
         [{"first": first, "last": last} for first, last in chunks], override_num_blocks=len(chunks)
     )
     written = work.map_batches(
         _Actor,
-        fn_constructor_args=(study, digest, make),
+        fn_constructor_args=(study, digest, make, attempts),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if config.use_gpu else 0,
-        ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
     )
     with plainly("embedding"):
         for row in written.iter_rows():
@@ -89,14 +91,15 @@ def distribute(
 class _Actor:
     """Tells of failures in rows: Ray Data carries neither an exception's cause nor that of a constructor."""
 
-    def __init__(self, study: Study, digest: str, make: Maker) -> None:
-        self._study, self._digest, self._make = study, digest, make
+    def __init__(self, study: Study, digest: str, make: Maker, attempts: Any) -> None:
+        self._study, self._digest, self._make, self._attempts = study, digest, make, attempts
         self._embedder: Writes | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         first, last = int(batch["first"][0]), int(batch["last"][0])
         error: HcsError | None = None
         try:
+            self._attempt(first, last)
             if self._embedder is None:
                 self._embedder = self._make(self._study, self._digest)
             self._embedder.write(first, last)
@@ -104,3 +107,23 @@ class _Actor:
             error = found
         told = {"error": [str(error or "")], "bad_input": [isinstance(error, InputError)]}
         return {"first": [first], "last": [last], **told}
+
+    def _attempt(self, first: int, last: int) -> None:
+        import ray
+
+        if ray.get(self._attempts.begin.remote(first)) > _MOST_ATTEMPTS:
+            raise HcsError(
+                f"the worker died {_MOST_ATTEMPTS} times at the fields {first} to {last} of the index, as it "
+                "does where memory is short: take a smaller embed.batch, fewer embed.workers, or tiles"
+            )
+
+
+class _Attempts:
+    """Outlives the actors, and counts how often each chunk was begun."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, first: int) -> int:
+        self._begun[first] += 1
+        return self._begun[first]
