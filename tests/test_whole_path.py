@@ -262,6 +262,7 @@ def test_a_second_writer_stops_and_a_killed_run_goes_on(reference: Path, fresh: 
         while not any(ray_files.glob("step_*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert any(ray_files.glob("step_*"))
+        os.kill(first.pid, signal.SIGSTOP)  # the rest of so short a training must not end before the second
         message = refused("train", fresh, code=1)
         assert f"process {first.pid}" in message
         assert "being written by" in message
