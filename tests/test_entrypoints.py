@@ -26,7 +26,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from hcs_ray.config import StudyConfig
+from hcs_ray.config import StudyConfig, to_yaml
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.demo import demo_config, prepare_demo
 from hcs_ray.jobs import plain_ray
@@ -250,6 +250,21 @@ def test_a_job_is_stopped_and_a_failed_one_says_why(cluster: Cluster) -> None:
     for ask in (ray.status, ray.stop, ray.logs):
         with pytest.raises(InputError, match="there is no such job"):
             ask("nothing")
+
+
+@pytest.mark.usefixtures("_screen")
+def test_the_commands_speak_to_a_plain_cluster(cluster: Cluster, study: StudyConfig, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(to_yaml(study))
+    address = ("--address", cluster.nodes.dashboard)
+    done = hcs_ray("submit", file, "--stage", "shard", *address, "--wait")
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    assert f"Next: hcs-ray status {job} --address {address[1]}" in done.stderr
+    assert hcs_ray("status", job, *address).stdout.startswith(f"{job}: succeeded")
+    assert hcs_ray("stop", job, *address).stderr == f"{job} had ended\n"
+    message = refused("submit", file, *address, "--queue", "--component", "gpu")
+    assert message.endswith("--queue, --component: of Kubernetes, not of --address")
 
 
 def test_another_hcs_ray_version_is_refused(

@@ -19,6 +19,7 @@ from hcs_ray.jobs.kube import Kube, KubeError, connect
 from tests.api_server import ApiServer, serving
 from tests.api_store import Store
 from tests.http_server import closed_port
+from tests.http_server import serving as files
 from tests.k8s_manifests import crd_validator
 
 
@@ -249,6 +250,16 @@ def test_a_server_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Mon
     assert str(error).startswith(f"the API server {server.url} (context lab) cannot be reached: ")
     assert "Connection refused; is the context the right one" in str(error)
     assert error.code == 0
+
+
+def test_another_server_than_an_api_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's page of welcome, say."""
+    with files({"pods": b"<html>Welcome</html>"}) as site:
+        server = ApiServer(Store(), url=f"{site.url}/x")
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+        site.files["pods?limit=500"] = site.files["pods"]
+        with pytest.raises(KubeError, match="answers as no API server does"):
+            connect().list(POD)
 
 
 def test_a_certificate_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from hcs_ray.config import parse_sweep
 from hcs_ray.contracts import InputError
-from hcs_ray.jobs.kinds import PREFLIGHT, PRICES, QUEUE, ROOT, STAGE, SUBMITTING
+from hcs_ray.jobs.kinds import PREFLIGHT, PRICES, QUEUE, ROOT, STAGE, SUBMITTING, name_of, status_of
 from hcs_ray.jobs.kube import Kube, KubeError, connect
 from hcs_ray.jobs.state import JobState
 from hcs_ray.jobs.tidy import clear, leftovers, stop
 from hcs_ray.jobs.watch import newest, report, wait
 from hcs_ray.lease import Lease
+from hcs_ray.stage import parquet_bytes
+from hcs_ray.storage import open_storage
 from hcs_ray.study import open_study
+from hcs_ray.tune import LEADERBOARD
+from hcs_ray.tune.board import Entry, leaderboard
 from tests.api_server import ApiServer, serving
-from tests.api_store import Object
+from tests.api_store import Change, Object
 from tests.cluster_actors import KubeRay, failed, running, succeeded
 from tests.command import hcs_ray, refused
+from tests.http_server import wait_until
 
 LABELS = {"app.kubernetes.io/part-of": "hcs-ray", STAGE: "train", "hcs-ray/run": "main"}
 
@@ -346,3 +355,57 @@ def test_submit_from_the_terminal(api: ApiServer, tmp_path: Path, s3: str) -> No
     assert f"Next: hcs-ray status {name} --namespace science --watch" in done.stderr
     assert done.stderr.splitlines()[-1] == f"hcs-ray: {name}: failed (attempt 3 of 3): no GPU"
     assert "--queue is of --stage study" in refused(*options, "--queue")
+
+
+@dataclass
+class Submitter:
+    """Gives each job that runs its submitter's pod, and lets it end when somebody follows the pod's log."""
+
+    api: ApiServer
+    kuberay: KubeRay
+    seen: int = 0
+
+    def __call__(self, change: Change) -> None:
+        job = change.object
+        if change.plural != "rayjobs" or status_of(job).get("jobStatus") != "RUNNING":
+            return
+        self.kuberay.goes_on.clear()
+        labels = {"batch.kubernetes.io/job-name": name_of(job)}
+        pod = {"metadata": {"name": "submitter-x", "labels": labels}}
+        spec = {"containers": [{"name": "ray-job-submitter"}]}
+        self.api.store.put("pods", {**pod, "spec": spec, "status": {"phase": "Running"}})
+        self.api.logs["submitter-x", "ray-job-submitter"] = ["train     1 epochs"]
+        threading.Thread(target=self._await_follower, daemon=True).start()
+
+    def _await_follower(self) -> None:
+        wait_until(lambda: any("/log?" in path and "follow" in path for _, path in self.api.asked), 60)
+        self.api.following.set()
+        self.kuberay.goes_on.set()
+
+
+def test_submit_follows_the_jobs_log_to_its_end(api: ApiServer, tmp_path: Path, s3: str) -> None:
+    kuberay = KubeRay(api)
+    api.store.controllers += [kuberay, Submitter(api, kuberay)]
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"root": f"{s3}/{tmp_path.name}"}))
+    done = hcs_ray("submit", file, "--stage", "train", "--no-preflight", "--follow")
+    (name,) = api.store.names("rayjobs")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [name, "train     1 epochs"]
+    assert done.stderr.splitlines()[-1] == f"{name}: succeeded"
+
+
+def test_a_sweep_shows_its_leaderboard_while_it_runs(api: ApiServer, tmp_path: Path, s3: str) -> None:
+    text = "space: {train.lr: {kind: loguniform, low: 1.0e-4, high: 1.0e-2}}\nsamples: 2\n"
+    sweep, root = parse_sweep(text, "sweep.yaml"), f"{s3}/{tmp_path.name}"
+    put_job(api, status=running(), metadata={"labels": {**LABELS, STAGE: "tune"}})
+    data = {"study.yaml": f"root: {root}", "sweep.yaml": text}
+    api.store.put("configmaps", {"metadata": {"name": "hcs-ray-train-1-study"}, "data": data})
+    scores = {"t0000": 0.0, "t0001": 0.5}
+    trials = [Entry(name, {"train.lr": 3e-3}, "ended", {sweep.goal.name: scores[name]}) for name in scores]
+    board = parquet_bytes(pa.Table.from_pandas(leaderboard(trials, sweep), preserve_index=False))
+    open_storage(root).write(f"sweeps/main/{LEADERBOARD}", board)
+    told = hcs_ray("status")
+    assert "  progress  tune to do" in told.stdout
+    rows = [line.split()[:3] for line in told.stderr.splitlines() if " t000" in line]
+    assert rows == [["1", "t0001", "0.5"], ["2", "t0000", "0"]]

@@ -69,6 +69,13 @@ def submit(
     text = None if sweep is None else read_sweep(sweep)
     arguments = arguments_of(stage, source, force)
     if address is not None:
+        given = {
+            "--queue": queue, "--dry-run": dry_run, "--component": components, "--example": example,
+            "--k8s": job_set, "--max-gpu-hours": max_gpu_hours is not None, "--no-preflight": no_preflight,
+            "--context": context, "--namespace": namespace,
+        }  # fmt: skip
+        if refused := [option for option, value in given.items() if value]:
+            raise InputError(f"{', '.join(refused)}: of Kubernetes, not of --address")
         _to_ray(opened, address, stage, arguments, text, wait, follow)
         return
     shape = Shape(job_set or JOB_SET, tuple(components or ()), example)

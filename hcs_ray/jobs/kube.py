@@ -259,7 +259,10 @@ class Kube:
     def _object(self, verb: str, kind: Kind, name: str | None, code: int, body: bytes) -> Object:
         if not 200 <= code < 300:
             raise refusal(code, body, self._call(verb, kind, name))
-        found: Object = json.loads(body)
+        try:
+            found: Object = json.loads(body)
+        except ValueError:
+            raise KubeError(f"{self.host} (context {self.context}) answers as no API server does") from None
         return found
 
 
