@@ -130,6 +130,8 @@ def test_bf16_is_close_and_stays_float32(sharded: Path) -> None:
     found = parts_of(Embedder(reduced, "digest").table(0, 9))[0]
     assert not np.array_equal(found, exact)
     np.testing.assert_allclose(found, exact, rtol=0.1, atol=0.05)
+    Embedder(study, "digest")
+    assert not torch.backends.cudnn.allow_tf32, "precision 32 is that on a GPU as well"
 
 
 def test_float16_halves_the_values_and_keeps_three_digits(sharded: Path) -> None:

@@ -82,7 +82,9 @@ class EmbedConfig(ExecutionSection):
         512, description="fields in one output file: the unit of work and of resuming"
     )
     batch: PositiveInt = 16
-    precision: Literal["32", "bf16"] = Field("32", description="bf16: faster on a GPU, to three digits")
+    precision: Literal["32", "bf16"] = Field(
+        "32", description="of all that computes, on a GPU too; bf16: faster there, to three digits"
+    )
     tiles: Literal["full", "center", "grid"] = Field(
         "full", description="of a field: all of it at once, its middle, or as many tiles as cover it"
     )

@@ -182,4 +182,4 @@ def _only_source(meta: pd.DataFrame) -> str:
 def _name_of(meta: pd.DataFrame, column: str) -> str:
     """What a column says of all rows, as a name of a folder; ``unknown`` where it says nothing."""
     values = meta[column].dropna() if column in meta else pd.Series(dtype=object)
-    return c.safe_name(str(values.iloc[0])) if len(values) else "unknown"
+    return c.safe_name(str(values.iloc[0]) if len(values) else "") or "unknown"

@@ -182,7 +182,7 @@ class ShardReader:
     def _damaged(self, shard: str, offset: int, why: str) -> DamagedMemberError:
         return DamagedMemberError(
             f"{self.storage.url}/shards/{shard}: the member at byte {offset} is damaged ({why}); "
-            "copy the shard again or run hcs-ray shard --force"
+            "copy the shard again, or make it again with hcs-ray verify --repair"
         )
 
     def _retried(self, read: Callable[[], T]) -> T:
