@@ -103,6 +103,7 @@ def seen(found: Object | None, **facts: Any) -> JobState:
         ("Suspending", "RUNNING", "suspended", False),
         ("Suspended", "", "starting", False),  # somebody has just resumed it
         ("Scheduling", "", "unknown", False),  # a later KubeRay's
+        ("Running", "SCHEDULED", "unknown", False),  # a later Ray's
     ],
 )
 def test_both_statuses_make_one_state(deployment: str, ray: str, state: str, final: bool) -> None:

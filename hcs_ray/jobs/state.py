@@ -159,6 +159,8 @@ def _running(facts: Facts, status: Object, now: datetime) -> JobState:
         return JobState("ending", f"Ray says {ray}; KubeRay winds up")
     if ray in ("", "PENDING"):
         return JobState("starting", _starting(facts, now) or "Ray starts the program")
+    if ray != "RUNNING":
+        return JobState("unknown", f"Ray says {ray}, which this version of hcs-ray does not know")
     if since := status.get("jobStatusCheckFailureStartTime"):
         trouble = [*losses(facts.pods), *waits(facts.pods, facts.events)]
         return JobState("running", "; ".join([f"KubeRay has not reached its head since {since}", *trouble]))
