@@ -6,7 +6,6 @@ by the real stages.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -24,6 +23,7 @@ from hcs_ray.profiles.build import profile
 from hcs_ray.screen.splits import split
 from hcs_ray.shards import codec
 from hcs_ray.shards.statistics import PlateStatistics
+from hcs_ray.shards.tar import Sample, TarWriter
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study, open_study
 from hcs_ray.tables import UNREADABLE_FILE, chunk_file
@@ -80,19 +80,18 @@ def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
     tables = []
     with study.writing("shard", study.claim("shard", {"raw/image.csv": "0" * 64})) as writer:
         for plate, wells in _wells().groupby(c.PLATE, sort=True):
-            tar, rows = b"", []
+            rows = []
             statistics = PlateStatistics(CHANNELS, (3, *FIELD_PX), ShardsConfig(), "DAPI", None)
-            for _, well in wells.iterrows():
-                for site in (1, 2):
-                    pixels = rng.integers(400, 4000, (3, *FIELD_PX), dtype=np.uint16)
-                    data = codec.encode(pixels, "blosc2")
-                    key = c.field_key(str(plate), well[c.WELL], site)
-                    place = {c.SHARD: f"{plate}.tar", c.OFFSET: len(tar), c.SIZE: len(data)}
-                    place[c.SHA256] = hashlib.sha256(data).hexdigest()
-                    statistics.add(pixels, str(well[c.WELL]), site)
-                    rows.append({c.KEY: key, **well, c.SITE: site, **place})
-                    tar += data
-            writer.write(f"{plate}.tar", tar)
+            with TarWriter(study.storage, "shards", f"{plate}.tar") as tar:
+                for _, well in wells.iterrows():
+                    for site in (1, 2):
+                        pixels = rng.integers(400, 4000, (3, *FIELD_PX), dtype=np.uint16)
+                        key = c.field_key(str(plate), well[c.WELL], site)
+                        image = codec.encode(pixels, "blosc2")
+                        place = tar.add(Sample(key, b"{}", image, codec.member("blosc2")))
+                        statistics.add(pixels, str(well[c.WELL]), site)
+                        rows.append({c.KEY: key, **well, c.SITE: site, **place})
+            writer.list(f"{plate}.tar", tar.output)
             tables.append(pd.concat([pd.DataFrame(rows), statistics.field_table()], axis=1))
             functions = []
             for channel in CHANNELS:
@@ -106,6 +105,7 @@ def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
         writer.write("index.parquet", parquet_bytes(pa.Table.from_pandas(index, preserve_index=False)))
         manifest = {
             "format": c.MANIFEST_FORMAT,
+            "member": codec.member("blosc2"),
             "channels": CHANNELS,
             "field_px": FIELD_PX,
             "plates": plates_seen,

@@ -35,40 +35,6 @@ def test_a_confusion_matrix_shows_counts_and_shares_of_its_rows() -> None:
     assert scores.confusions(None) == []
 
 
-def test_channels_are_blue_green_and_red() -> None:
-    contrast = pictures.Contrast(np.full(3, 100, np.float32), np.full(3, 1100, np.float32))
-    planes = np.full((3, 1, 4), 100.0)
-    for channel in range(3):
-        planes[channel, 0, channel] = 5000
-    black = pictures.composite(planes, contrast, CHANNELS)[0, 3]
-    blue, green, red = pictures.composite(planes, contrast, CHANNELS)[0, :3]
-    assert black.tolist() == [0, 0, 0]
-    assert (blue.argmax(), green.argmax(), red.argmax()) == (2, 1, 0)
-    assert (blue.max(), green.max(), red.max()) == (255, 255, 255)
-    assert pictures.channel_colours(("Mito", "DAPI", "ER")) == {
-        "Mito": "magenta",
-        "DAPI": "blue",
-        "ER": "cyan",
-    }
-
-
-def test_five_channels_have_five_colours_and_do_not_burn_out() -> None:
-    channels = ("DNA", "ER", "RNA", "AGP", "Mito")
-    assert len(set(pictures.channel_colours(channels).values())) == 5
-    contrast = pictures.Contrast(np.zeros(5, np.float32), np.full(5, 1000, np.float32))
-    grey = pictures.composite(np.full((5, 1, 1), 500.0), contrast, channels)[0, 0]
-    assert grey.max() < 255
-    assert grey.min() > 100, "all stains together are nearly white"
-
-
-def test_one_saturated_field_does_not_darken_its_plate(material: Material) -> None:
-    plate = material.index[c.PLATE].iloc[0]
-    spoiled = material.index.copy()
-    spoiled.loc[spoiled[c.PLATE].eq(plate).idxmax(), "QC_P99_DAPI"] = 65520
-    before, after = (pictures.plate_contrasts(index, CHANNELS)[plate] for index in (material.index, spoiled))
-    np.testing.assert_allclose(after.white, before.white, rtol=0.02)
-
-
 def test_a_picture_is_a_small_jpeg_of_its_field(material: Material) -> None:
     from PIL import Image
 

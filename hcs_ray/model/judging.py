@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,9 @@ from torch.nn import functional
 
 from hcs_ray import contracts as c
 from hcs_ray.model.targets import LABEL, NONE
+from hcs_ray.pictures.composite import GAMMA, Image8, add_up, dimmed
 
 Positions = npt.NDArray[np.int64]
-Image8 = npt.NDArray[np.uint8]
-
-_GAMMA: Final = 0.8  # lifts dim structures a little
-_BRIGHTEST: Final = 1.5  # of the sum of all channels' colours; more burns out where many stains lie
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,5 @@ def rgb(image: npt.NDArray[np.float32]) -> Image8:
     channels = len(image)
     hues = (2 / 3 - np.arange(channels) / channels) % 1
     colours = hsv_to_rgb(np.stack([hues, np.full(channels, float(channels > 1)), np.ones(channels)], axis=1))
-    colours *= _BRIGHTEST / max(_BRIGHTEST, float(colours.sum(axis=0).max()))
-    light = np.clip(np.nan_to_num(image), 0, 1) ** _GAMMA
-    mixed = np.einsum("chw,ck->hwk", light, colours)
-    return np.asarray(np.clip(mixed, 0, 1) * 255 + 0.5, dtype=np.uint8)
+    light = np.clip(np.nan_to_num(image), 0, 1) ** GAMMA
+    return add_up(light, dimmed(colours))

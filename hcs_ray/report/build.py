@@ -10,10 +10,11 @@ from typing import Any
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import Progress
+from hcs_ray.pictures.colours import channel_colours
 from hcs_ray.report import answers, fieldmap, lineage, outliers, plates, scores, screen, tracks
 from hcs_ray.report.figures import by_plate
 from hcs_ray.report.material import Material, gather
-from hcs_ray.report.pictures import FieldPictures, channel_colours
+from hcs_ray.report.pictures import FieldPictures
 from hcs_ray.report.training import SIDES, training
 from hcs_ray.study import Study
 
