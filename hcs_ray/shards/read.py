@@ -13,7 +13,7 @@ import logging
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -33,11 +33,7 @@ T = TypeVar("T")
 
 MANIFEST = "shards/manifest.json"
 _CORRECTIONS_BYTES = 2**30  # of plates whose corrections are kept in memory
-_PAUSES: Final = (
-    0.1,
-    0.5,
-    2.0,
-)  # seconds between tries; the client of a store makes tries of its own in each
+_PAUSES: Final = (0.1, 0.5, 2.0)  # seconds; the client of a store makes tries of its own in each
 _HEADER: Final = tarfile.BLOCKSIZE
 _NAME: Final = slice(0, 100)  # of a tar's header; a longer name is cut there
 _SIZE: Final = slice(124, 136)
@@ -77,11 +73,19 @@ class Plate:
 class ShardReader:
     """The shards of a study. Safe to share between threads.
 
-    ``cache`` keeps members of a store on local disk; a local study needs none and takes none.
+    ``cache`` keeps members of a store on local disk; a local study needs none and takes none. ``pauses`` are
+    the seconds between tries.
     """
 
-    def __init__(self, storage: Storage, record: StageRecord, cache: MemberCache | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        record: StageRecord,
+        cache: MemberCache | None = None,
+        pauses: Sequence[float] = _PAUSES,
+    ) -> None:
         self.storage = storage
+        self._pauses = pauses
         self._record = record
         self._cache = None if self.is_local else cache
         self.manifest: dict[str, Any] = read_manifest(storage, record)
@@ -187,7 +191,7 @@ class ShardReader:
 
     def _retried(self, read: Callable[[], T]) -> T:
         """The result of reading, tried again after each of a few pauses; bad input is not."""
-        for pause in _PAUSES:
+        for pause in self._pauses:
             try:
                 return read()
             except InputError:
