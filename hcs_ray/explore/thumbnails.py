@@ -87,10 +87,12 @@ class Thumbnails:
         key = str(self._scene.keys[row])
         try:
             data, problem = self._draw(row)
-        finally:
+        except BaseException:
             with self._lock:
                 del self._waiting[row]
+            raise
         with self._lock:
+            del self._waiting[row]
             self.problems.pop(key, None)
             if problem is not None:
                 self.problems[key] = problem
