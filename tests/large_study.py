@@ -100,7 +100,7 @@ def _cells(rng: np.random.Generator, field_px: tuple[int, int]) -> Pixels:
         for channel, reach in enumerate((1.0, 2.2, 1.8)):
             planes[channel] += rng.uniform(1500, 4000) * np.exp(-((away / reach) ** 2))
     planes += rng.normal(0, 20, planes.shape)
-    return np.clip(planes, 0, 65535).astype(np.uint16) & np.uint16(0xFFF0)
+    return np.asarray(np.clip(planes, 0, 65535).astype(np.uint16) & np.uint16(0xFFF0))
 
 
 def _write_shards(
@@ -192,13 +192,10 @@ def _outliers(index: pd.DataFrame, identity: str, rng: np.random.Generator) -> p
     table = table.sort_values(SCORE, ascending=False, ignore_index=True)
     found = table.index < _OUTLYING * len(table)
     kinds = np.where(rng.random(len(table)) < 0.5, ARTEFACT, NOVEL)
-    return table.assign(
-        **{
-            RANK: np.arange(1, len(table) + 1),
-            REASON: pd.Series(kinds).where(found),
-            EVIDENCE: pd.Series("drawn, not found", index=table.index).where(found),
-        }
-    )
+    table[RANK] = np.arange(1, len(table) + 1)
+    table[REASON] = pd.Series(kinds, index=table.index).where(found)
+    table[EVIDENCE] = pd.Series("drawn, not found", index=table.index).where(found)
+    return table
 
 
 def _npy(values: Floats) -> bytes:
