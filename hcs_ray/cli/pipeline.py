@@ -207,7 +207,20 @@ _stage_command("map", "Lay all fields out in two dimensions with UMAP.")
 _stage_command("outliers", "Score how unusual each field is, with a reason for the most unusual.")
 
 
-_stage_command("report", "Write the report, one HTML file.")
+@_command(epilog="Example: hcs-ray report hcs-demo --name cleaned --before main")
+def report(
+    study: Target,
+    name: Name = "main",
+    before: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show this run beside that one: before and after.")
+    ] = None,
+    overrides: Overrides = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the report, one HTML file, of what the run has; the rest stands there as not run."""
+    also = [] if before is None else [f"report.before={before}"]
+    one_stage(open_target(study, name, [*(overrides or []), *also]), "report", force, as_json)
 
 
 @_command(epilog="Example: hcs-ray export hcs-demo --to anndata --to gallery")

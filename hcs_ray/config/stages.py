@@ -193,6 +193,7 @@ class ReportConfig(Section):
 
     title: str = "High content screen"
     thumbnails: NonNegativeInt = Field(24, description="images shown among the outliers")
+    before: str | None = Field(None, description="a run that this one is compared with, side by side")
 
 
 class ExportConfig(Section):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+import pandas as pd
 
 Verdict = Literal["above chance", "not above chance", "not scored"]
 
@@ -38,8 +40,9 @@ class Gauge:
     """How often a nearest neighbour comes from the query's own batch, and what that means."""
 
     share: float
-    expected: float
+    chance: float
     reading: str
+    title: str = "Nearest neighbours of the same batch"
 
 
 def held_out_answers(evaluation: Mapping[str, Any]) -> list[Answer]:
@@ -82,6 +85,22 @@ def summary(answers: list[Answer]) -> str:
         f"On compounds the network never saw, {len(above)} of {len(scored)} figures {verb} above chance "
         f"({'; '.join(above)}), the rest not above chance. Read this as a hint, not as proof."
     )
+
+
+def answer_table(listed: Sequence[Answer]) -> pd.DataFrame:
+    """Figures as numbers, a row each."""
+    empty = (None, None)
+    return pd.DataFrame(
+        [
+            {
+                "figure": one.title, "text": one.text, "share": one.share,
+                "low": (one.interval or empty)[0], "high": (one.interval or empty)[1],
+                "chance_low": (one.chance or empty)[0], "chance_high": (one.chance or empty)[1],
+                "verdict": one.verdict, "leaked": one.leaked, "total": one.total,
+            }
+            for one in listed
+        ]
+    )  # fmt: skip
 
 
 def percent(share: float) -> str:

@@ -6,57 +6,91 @@ It shows only what the stage records list, holds no times, and so is the same fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from hcs_ray import contracts as c
 from hcs_ray.contracts import Progress
-from hcs_ray.pictures.colours import channel_colours
-from hcs_ray.report import answers, fieldmap, lineage, outliers, plates, scores, screen, tracks
-from hcs_ray.report.figures import by_plate
-from hcs_ray.report.material import Material, gather
+from hcs_ray.report import answers, lineage, sections
+from hcs_ray.report.annex import FIGURES, TABLES, Annex
+from hcs_ray.report.bakeoff import HEADS
+from hcs_ray.report.before import MECHANISM_HEADS
+from hcs_ray.report.material import gather
 from hcs_ray.report.pictures import FieldPictures
-from hcs_ray.report.training import SIDES, training
+from hcs_ray.report.standing import Standing, stand
+from hcs_ray.report.training import SIDES
+from hcs_ray.stage import Claim
 from hcs_ray.study import Study
 
 FILE = "index.html"
-_SHOWN_MEASURES = 2  # the others are folded away
 _PARTS = 6
 
 
+@dataclass(frozen=True)
+class Page:
+    """What the template shows, and the files beside it."""
+
+    values: dict[str, Any]
+    annex: Annex
+
+
 def report(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
-    """Write ``reports/NAME/index.html``; does nothing where it is complete."""
+    """Write ``reports/NAME/index.html`` with its figures and tables; does nothing where all is complete.
+
+    Raises:
+        InputError: ``shard`` is not complete, or the run to compare with has no profile.
+    """
     claim = study.claim("report")
+    standing = stand(study, claim)
     path = f"{study.place('report').folder}/{FILE}"
     if force or not study.is_complete("report", claim):
         with study.writing("report", claim, force) as writer:
-            writer.write(FILE, render(context(study, progress)).encode())
+            page = context(study, claim, progress)
+            for file, data in page.annex:
+                writer.write(file, data)
+            writer.write(FILE, render(page.values).encode())
+            writer.prune(lambda file: file.startswith((f"{FIGURES}/", f"{TABLES}/")))
         progress(_PARTS, _PARTS)
-    return {"file": path, "size": lineage.size_text(study.storage.size(path) or 0)}
+    figures = {"file": path, "size": lineage.size_text(study.storage.size(path) or 0)}
+    return figures | _not_shown(standing)
 
 
-def context(study: Study, progress: Progress) -> dict[str, Any]:
+def _not_shown(standing: Standing) -> dict[str, str]:
+    """For the terminal: the stages of the pipeline that the page has no part of."""
+    missing = [
+        f"{stage} ({missing.state})"
+        for stage, missing in standing.missing.items()
+        if stage not in ("folds", "compare") or missing.state == "stale"
+    ]
+    return {"not shown": ", ".join(missing)} if missing else {}
+
+
+def context(study: Study, claim: Claim, progress: Progress) -> Page:
     """What the template shows, section by section."""
     progress(0, _PARTS)
-    material = gather(study)
+    standing = stand(study, claim)
+    material = gather(study, standing)
     pictures = FieldPictures(material.reader, material.index)
+    annex = Annex()
     progress(1, _PARTS)
-    page = {"study": study, "sides": SIDES, **answer_sections(material.evaluation)}
-    page["folds"] = tracks.folds(material.folds)
-    page |= screen_sections(material, pictures)
+    page: dict[str, Any] = {"study": study, "sides": SIDES, "missing": standing.missing}
+    page |= {"standing": standing, "bake_off_heads": HEADS, "mechanism_heads": MECHANISM_HEADS}
+    page |= sections.answers(material, annex, study.config.profile)
+    page |= sections.before(material, annex, study.name)
     progress(2, _PARTS)
-    page["training"] = training(
-        material.metrics, material.history, material.index, material.split, material.classes
-    )
+    page |= sections.screen(material, pictures, annex)
     progress(3, _PARTS)
-    page["map"] = fieldmap.field_map(material.fields, material.map_about)
+    page |= sections.training(material, annex)
+    page |= sections.field_map(material, annex)
     progress(4, _PARTS)
-    thumbnails = study.config.report.thumbnails
-    page["suspects"] = outliers.suspects(material.outliers, material.fields, pictures, thumbnails)
+    page |= sections.suspects(material, pictures, study.config.report.thumbnails, annex)
+    page |= sections.normalizations(material, annex, study.config.profile.normalization)
+    page |= sections.sweeps(material, annex)
     progress(5, _PARTS)
-    embedded, page["embedding_size"] = material.embeddings.shape
-    page["unreadable"] = len(material.index) - embedded
-    page["lineage"] = lineage.lineage(study, study.keep_config())
-    return page
+    page["lineage"] = lineage.lineage(study, standing, study.keep_config())
+    page["files"] = {"lineage": annex.table("lineage", "The chain of stage records", page["lineage"].table())}
+    page["story"] = sections.story(study, material, page)
+    page["annex"] = annex.entries
+    return Page(page, annex)
 
 
 def render(page: Mapping[str, Any]) -> str:
@@ -72,47 +106,3 @@ def render(page: Mapping[str, Any]) -> str:
     )
     environment.filters["percent"] = answers.percent
     return environment.get_template("report.html.j2").render(page)
-
-
-def answer_sections(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of ``evaluation.json``."""
-    held_out = answers.held_out_answers(evaluation)
-    queries = scores.queries(evaluation)
-    return {
-        "held_out": held_out,
-        "overall": answers.overall_answers(evaluation),
-        "gauge": answers.batch_gauge(evaluation),
-        "summary": answers.summary(held_out),
-        "track": evaluation["track"],
-        "leaked": tracks.leaked_compounds(evaluation["track"]),
-        "beside": tracks.side_by_side(evaluation),
-        "calibration": tracks.calibration_figures(evaluation["classification"])
-        if evaluation["classification"]
-        else {},
-        "queries": queries,
-        "mechanisms": scores.mechanisms(queries),
-        "confusions": scores.confusions(evaluation["classification"]),
-        "normalization": evaluation["normalization"],
-        "metric": evaluation["nscb"]["metric"],
-        "dropped_moas": evaluation["nscb"]["dropped_moas"],
-    }
-
-
-def screen_sections(material: Material, pictures: FieldPictures) -> dict[str, Any]:
-    """What the template shows of the screen and the quality of its images."""
-    index, channels = material.index, material.reader.channels
-    listed = plates.measures(channels)
-    maps = [plates.plate_maps(index, measure) for measure in listed]
-    return {
-        "counts": screen.counts(index, channels, material.reader.shape[1:]),
-        "colours": channel_colours(channels),
-        "examples": screen.examples(screen.typical_fields(material.fields, material.embeddings), pictures),
-        "plate_maps": maps[:_SHOWN_MEASURES],
-        "more_plate_maps": maps[_SHOWN_MEASURES:],
-        "plate_quality": plates.plate_qualities(index, listed),
-        "measures": listed,
-        "by_plate": [
-            by_plate(f"{channel}: mean intensity", index, f"{c.QC_PREFIX}Mean_{channel}")
-            for channel in channels
-        ],
-    }

@@ -19,14 +19,16 @@ from hcs_ray.palette import (
     ordered_styles,
     tints,
 )
-from hcs_ray.report.figures import Numbers, category_map, value_map
+from hcs_ray.report.chart import Chart
+from hcs_ray.report.drawing import Numbers
+from hcs_ray.report.map_figures import category_map, value_map
 from hcs_ray.report.order import in_order
-from hcs_ray.report.pictures import Picture
 
 NO_REASON: Final = "none"
 _WIDTH: Final = 1000  # of the large map's coordinates
 _HEIGHTS: Final = (450, 800)
 _MARGIN: Final = 16
+_LARGE_INCHES: Final = (7.4, 6.0)
 _LARGE_POINTS: Final = 3000  # with a title each; more would make the page slow
 _SYMBOLS: Final = {"o": "circle", "^": "triangle", "s": "square", "D": "diamond"}
 
@@ -62,11 +64,12 @@ class FieldMap:
     total: int
     groups: tuple[Group, ...]
     points: tuple[Point, ...]
-    small: tuple[Picture, ...]
+    small: tuple[Chart, ...]
+    large: Chart  # the large map as a file, all fields
 
 
 def field_map(fields: pd.DataFrame, about: MapAbout) -> FieldMap:
-    """From a table of fields: ``x``, ``y``, ``Metadata_*``, ``side``, ``score`` and ``reason``."""
+    """From a table of fields: ``x``, ``y``, ``Metadata_*``, ``side``, perhaps ``score``, ``reason``."""
     table = fields.assign(label=mechanism_labels(fields))
     styles = {
         name: style for name, style in mechanism_styles(fields).items() if (table["label"] == name).any()
@@ -75,6 +78,7 @@ def field_map(fields: pd.DataFrame, about: MapAbout) -> FieldMap:
     drawn, height = _fitted(places)
     rows = np.unique(np.linspace(0, len(table) - 1, min(len(table), _LARGE_POINTS)).astype(int))
     names = list(styles)
+    mark = f"\n{about.mark}" if about.mark else ""
     points = [
         Point(round(drawn[row, 0], 1), round(drawn[row, 1], 1), names.index(table["label"].iloc[row]), title)
         for row, title in zip(rows, _titles(table.iloc[rows]), strict=True)
@@ -90,11 +94,14 @@ def field_map(fields: pd.DataFrame, about: MapAbout) -> FieldMap:
             for name, style in styles.items()
         ),
         points=tuple(sorted(points, key=lambda point: point.group)),
-        small=tuple(_small_maps(table, places, f"\n{about.mark}" if about.mark else "")),
+        small=tuple(_small_maps(table, places, mark)),
+        large=category_map(
+            "map-mechanism", f"Mechanism{mark}", places, list(table["label"]), styles, styles, _LARGE_INCHES
+        ),
     )
 
 
-def _small_maps(table: pd.DataFrame, places: Numbers, mark: str) -> list[Picture]:
+def _small_maps(table: pd.DataFrame, places: Numbers, mark: str) -> list[Chart]:
     batches = ordered_styles(in_order(table[c.BATCH]))
     plates = {
         plate: Style(tone)
@@ -105,28 +112,38 @@ def _small_maps(table: pd.DataFrame, places: Numbers, mark: str) -> list[Picture
         c.UNUSED: Style(QUIET_COLOUR), c.TEST: Style(OKABE_ITO[1]),
         c.VALIDATION: Style(OKABE_ITO[5]), c.TRAIN: Style(OKABE_ITO[0]),
     }  # fmt: skip
+    dose = table[c.CONCENTRATION].where(table[c.CONCENTRATION] > 0).to_numpy(dtype=np.float64)
+    unit = "log10 of concentration in µM; grey: control"
+    batch, plate = (list(table[name].astype(str)) for name in (c.BATCH, c.PLATE))
+    words = f"Plate: a tone within its batch{mark}"
+    return [
+        category_map("map-batch", f"Batch{mark}", places, batch, batches, batches),
+        category_map("map-plate", words, places, plate, plates, batches),
+        category_map(
+            "map-side",
+            f"Side of the split{mark}",
+            places,
+            list(table[c.SIDE].astype(str)),
+            sides,
+            _last_first(sides),
+        ),
+        value_map("map-dose", f"Dose{mark}", places, np.log10(dose), unit),
+        *(_outlier_maps(table, places, mark) if "score" in table else []),
+    ]
+
+
+def _outlier_maps(table: pd.DataFrame, places: Numbers, mark: str) -> list[Chart]:
     reasons = {
         NO_REASON: Style(QUIET_COLOUR), "novel": Style(OKABE_ITO[2]),
         "mislabelled": Style(OKABE_ITO[3], "D"), "artefact": Style(OKABE_ITO[1], "^"),
     }  # fmt: skip
     reason = table["reason"].astype(object).where(table["reason"].notna(), NO_REASON).astype(str)
-    dose = table[c.CONCENTRATION].where(table[c.CONCENTRATION] > 0).to_numpy(dtype=np.float64)
+    score = table["score"].to_numpy(dtype=np.float64)
     return [
-        category_map(f"Batch{mark}", places, list(table[c.BATCH].astype(str)), batches, batches),
+        value_map("map-outlier-score", f"Outlier score{mark}", places, score, "higher is more unusual"),
         category_map(
-            f"Plate: a tone within its batch{mark}", places, list(table[c.PLATE].astype(str)), plates, batches
+            "map-outlier-reason", f"Outlier reason{mark}", places, list(reason), reasons, _last_first(reasons)
         ),
-        category_map(
-            f"Side of the split{mark}", places, list(table[c.SIDE].astype(str)), sides, _last_first(sides)
-        ),
-        value_map(f"Dose{mark}", places, np.log10(dose), "log10 of concentration in µM; grey: control"),
-        value_map(
-            f"Outlier score{mark}",
-            places,
-            table["score"].to_numpy(dtype=np.float64),
-            "higher is more unusual",
-        ),
-        category_map(f"Outlier reason{mark}", places, list(reason), reasons, _last_first(reasons)),
     ]
 
 

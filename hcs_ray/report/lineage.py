@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+import pandas as pd
+
 from hcs_ray.config import canonical_digest, to_yaml
-from hcs_ray.stage import StageRecord, code_identity, record_digest
-from hcs_ray.study import STAGES, Study
+from hcs_ray.report.standing import Standing
+from hcs_ray.stage import COMMANDS, Place, StageRecord, code_identity, read_record, record_digest
+from hcs_ray.study import COMPARED, Study
 
 _SHOWN = 12  # digits of a hash that are shown; all stand in its title
 
@@ -49,12 +52,32 @@ class Lineage:
     config_file: str
     config: str
     run: str
+    last: str  # the last stage of the pipeline that is shown
+
+    def table(self) -> pd.DataFrame:
+        """A row a stage, hashes in full."""
+        return pd.DataFrame(
+            {
+                "stage": [link.stage for link in self.links],
+                "record": [link.record.name for link in self.links],
+                "record_sha256": [link.record.sha256 for link in self.links],
+                "inputs": ["; ".join(f"{i.name} {i.sha256}" for i in link.inputs) for link in self.links],
+                "config_sha256": [link.config.sha256 for link in self.links],
+                "code": [link.code for link in self.links],
+                "files": [link.files for link in self.links],
+            }
+        )  # fmt: skip
 
 
-def lineage(study: Study, config_file: str) -> Lineage:
-    """All stages that the report follows from, in order; ``config_file`` is this use's configuration."""
-    links = tuple(_link(study, stage, study.require(stage)) for stage in behind("report"))
+def lineage(study: Study, standing: Standing, config_file: str) -> Lineage:
+    """All stages that the report shows, in order; ``config_file`` is this use's configuration."""
+    links = tuple(
+        _link(study, name, place, record)
+        for name, place in _places(study, standing)
+        if (record := read_record(study.storage, place))
+    )
     code = _code(code_identity())
+    pipeline = [stage for stage in standing.stages if stage not in COMMANDS]
     return Lineage(
         links=links,
         code=code,
@@ -62,18 +85,8 @@ def lineage(study: Study, config_file: str) -> Lineage:
         config_file=config_file,
         config=to_yaml(study.config),
         run=study.name,
+        last=pipeline[-1],
     )
-
-
-def behind(stage: str) -> Sequence[str]:
-    """The stages that a stage follows from, in the pipeline's order."""
-    found: set[str] = set()
-    waiting = [stage]
-    while waiting:
-        before = set(STAGES[waiting.pop()].inputs) - found
-        found |= before
-        waiting += before
-    return [name for name in STAGES if name in found]
 
 
 def size_text(size: int) -> str:
@@ -81,8 +94,17 @@ def size_text(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
-def _link(study: Study, stage: str, record: StageRecord) -> Link:
-    place = study.place(stage)
+def _places(study: Study, standing: Standing) -> Iterator[tuple[str, Place]]:
+    for stage in standing.stages:
+        yield COMMANDS.get(stage, stage), study.place(stage)
+    for name in standing.sweeps:
+        yield f"tune {name}", replace(study, name=name).place("tune")
+    if standing.before is not None:
+        for stage in COMPARED:
+            yield f"{stage} of {standing.before.name}", standing.before.place(stage)
+
+
+def _link(study: Study, stage: str, place: Place, record: StageRecord) -> Link:
     return Link(
         stage=stage,
         record=Digest(place.record, record_digest(study.storage, place) or ""),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
@@ -92,6 +93,13 @@ def suspects(
         keys = named.drop_duplicates(level.identity).set_index(level.identity, drop=False)[c.KEY]
         found.append(_level(level, table, shown, keys, pictures))
     return found[::-1]
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """A level's table by rank as a CSV holds it: lists are joined by semicolons."""
+    ranked = table.sort_values(RANK, ignore_index=True)
+    lists = [name for name in ranked if len(ranked) and isinstance(ranked[name].iloc[0], np.ndarray | list)]
+    return ranked.assign(**{str(name): [";".join(map(str, row)) for row in ranked[name]] for name in lists})
 
 
 def _level(

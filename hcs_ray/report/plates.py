@@ -115,6 +115,18 @@ def plate_qualities(index: pd.DataFrame, listed: Sequence[Measure]) -> list[Plat
     ]
 
 
+def quality_table(rows: Sequence[PlateQuality], listed: Sequence[Measure]) -> pd.DataFrame:
+    """The same as a table."""
+    return pd.DataFrame(
+        [
+            {"batch": row.batch, "plate": row.plate, "fields": row.fields, "wells": row.wells}
+            | {"flagged": row.flagged}
+            | dict(zip((f"median {one.title}" for one in listed), row.medians, strict=True))
+            for row in rows
+        ]
+    )
+
+
 def _plate_quality(batch: str, plate: str, fields: pd.DataFrame, listed: Sequence[Measure]) -> PlateQuality:
     return PlateQuality(
         plate=plate,

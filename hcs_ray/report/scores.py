@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
+
+import pandas as pd
 
 from hcs_ray import contracts as c
 
@@ -27,14 +29,30 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Hits:
+    """Right of scored queries."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float | None:
+        """None without a query."""
+        return self.right / self.total if self.total else None
+
+    def __str__(self) -> str:
+        return f"{self.right}/{self.total}" if self.total else "–"
+
+
+@dataclass(frozen=True)
 class MechanismScore:
-    """NSCB of one mechanism: right of scored queries, of held-out compounds and of leaked ones."""
+    """NSCB and NSC of one mechanism, of held-out compounds and of leaked ones."""
 
     moa: str
-    held_out_right: int
-    held_out: int
-    leaked_right: int
-    leaked: int
+    nscb_held_out: Hits
+    nscb_leaked: Hits
+    nsc_held_out: Hits
+    nsc_leaked: Hits
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ def queries(evaluation: Mapping[str, Any]) -> list[Query]:
 
 
 def mechanisms(listed: Sequence[Query]) -> list[MechanismScore]:
-    """NSCB by mechanism, in the order of names."""
+    """NSCB and NSC by mechanism, in the order of names."""
     return [_mechanism(moa, listed) for moa in sorted({query.moa for query in listed})]
 
 
@@ -81,6 +99,41 @@ def confusions(classification: Mapping[str, Any] | None) -> list[Confusion]:
         _confusion(name, labels, classification[level])
         for level, name in (("treatment", "treatments"), ("field", "fields"))
     ]
+
+
+def query_table(listed: Sequence[Query]) -> pd.DataFrame:
+    """The same as a table."""
+    return pd.DataFrame([asdict(query) for query in listed], columns=[one.name for one in fields(Query)])
+
+
+def mechanism_table(
+    rows: Sequence[MechanismScore], means: Mapping[tuple[str, bool], tuple[float, int]]
+) -> pd.DataFrame:
+    """A row a mechanism; ``means`` are those of the replicates, `replicates.by_mechanism`."""
+    sides = (("held_out", False), ("leaked", True))
+    return pd.DataFrame(
+        [
+            {"moa": row.moa}
+            | {
+                f"{guard}_{side}_{what}": getattr(getattr(row, f"{guard}_{side}"), what)
+                for guard in ("nscb", "nsc")
+                for side, _ in sides
+                for what in ("right", "total")
+            }
+            | {f"replicate_map_{side}": means.get((row.moa, leaked), (None,))[0] for side, leaked in sides}
+            for row in rows
+        ]
+    )
+
+
+def confusion_table(confusion: Confusion) -> pd.DataFrame:
+    """Counts, a row a true mechanism."""
+    return pd.DataFrame(
+        [
+            {"true": label, **dict(zip(confusion.columns, (cell.count for cell in cells), strict=True))}
+            for label, cells in confusion.rows
+        ]
+    )
 
 
 def _query(row: Mapping[str, Any], nsc: Mapping[str, Any]) -> Query:
@@ -112,15 +165,20 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _mechanism(moa: str, listed: Sequence[Query]) -> MechanismScore:
-    mine = [query for query in listed if query.moa == moa and query.outcome != "not scored"]
-    right = [query for query in mine if query.outcome == "right"]
+    mine = [query for query in listed if query.moa == moa]
+    held_out, leaked = ([query for query in mine if query.leaked is side] for side in (False, True))
     return MechanismScore(
-        moa=moa,
-        held_out_right=sum(not query.leaked for query in right),
-        held_out=sum(not query.leaked for query in mine),
-        leaked_right=sum(query.leaked for query in right),
-        leaked=sum(query.leaked for query in mine),
+        moa,
+        nscb_held_out=_hits(query.outcome for query in held_out),
+        nscb_leaked=_hits(query.outcome for query in leaked),
+        nsc_held_out=_hits(query.nsc_outcome for query in held_out),
+        nsc_leaked=_hits(query.nsc_outcome for query in leaked),
     )
+
+
+def _hits(outcomes: Iterable[Outcome]) -> Hits:
+    scored = [outcome for outcome in outcomes if outcome != "not scored"]
+    return Hits(scored.count("right"), len(scored))
 
 
 def _confusion(level: str, labels: tuple[str, ...], metrics: Mapping[str, Any]) -> Confusion:

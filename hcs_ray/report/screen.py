@@ -12,7 +12,7 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.palette import NO_LABEL, mechanism_labels
 from hcs_ray.report.pictures import FieldPictures, Picture
-from hcs_ray.report.plates import flagged
+from hcs_ray.report.plates import flagged, measures
 
 _SHEET_PX = 360  # longest side of a picture
 
@@ -62,8 +62,15 @@ def counts(index: pd.DataFrame, channels: Sequence[str], field_px: Sequence[int]
     )
 
 
-def typical_fields(fields: pd.DataFrame, embeddings: npt.NDArray[np.float32]) -> pd.DataFrame:
-    """For each label (negative controls first) the field whose embedding (N, F) is nearest to its median.
+def quality_vectors(fields: pd.DataFrame, channels: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Mean intensity and focus of each channel (N, 2 C), each in units of its spread."""
+    values = fields[[measure.column for measure in measures(channels)]].to_numpy(dtype=np.float32)
+    spread = values.std(axis=0)
+    return np.asarray((values - values.mean(axis=0)) / np.where(spread > 0, spread, 1), dtype=np.float32)
+
+
+def typical_fields(fields: pd.DataFrame, vectors: npt.NDArray[np.float32]) -> pd.DataFrame:
+    """For each label (negative controls first) the field whose vector (N, F) is nearest to its median.
 
     Fields without a quality flag come first where a label has any; the columns of ``fields``, and ``label``.
     """
@@ -74,8 +81,8 @@ def typical_fields(fields: pd.DataFrame, embeddings: npt.NDArray[np.float32]) ->
     for label in _controls_first(table):
         mine = table[table["label"] == label]
         mine = mine[clean[mine.index]] if clean[mine.index].any() else mine
-        vectors = embeddings[fields.index.get_indexer(mine.index)]
-        distances = np.linalg.norm(vectors - np.median(vectors, axis=0), axis=1)
+        own = vectors[fields.index.get_indexer(mine.index)]
+        distances = np.linalg.norm(own - np.median(own, axis=0), axis=1)
         rows.append(mine.iloc[[int(distances.argmin())]])
     return pd.concat(rows) if rows else table
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.report.chart import Chart
 from hcs_ray.report.figures import curves
-from hcs_ray.report.pictures import Picture
 
 SIDES: Final = (c.TRAIN, c.VALIDATION, c.TEST)
 _WRITTEN_OUT: Final = 6  # compounds of a cell named one by one
@@ -26,7 +26,7 @@ class SideRow:
 
 @dataclass(frozen=True)
 class Training:
-    """The chosen epoch, the curves, and the sides of the split."""
+    """The chosen epoch and the curves."""
 
     epoch: int
     epochs: int
@@ -34,18 +34,11 @@ class Training:
     train_fields: int
     validation_fields: int
     classes: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-    sides: tuple[SideRow, ...]
+    pictures: tuple[Chart, ...]
 
 
-def training(
-    metrics: Mapping[str, Any],
-    history: pd.DataFrame,
-    index: pd.DataFrame,
-    split: pd.DataFrame,
-    classes: list[str],
-) -> Training:
-    """From ``metrics.json``, ``metrics.csv``, the index and the split; ``classes`` are the network's."""
+def training(metrics: Mapping[str, Any], history: pd.DataFrame, classes: Sequence[str]) -> Training:
+    """From ``metrics.json`` and ``metrics.csv``; ``classes`` are the network's, empty where not known."""
     selected = metrics["selected"]
     epoch = int(selected["epoch"])
     return Training(
@@ -56,8 +49,11 @@ def training(
         validation_fields=int(metrics["validation_fields"]),
         classes=tuple(classes),
         pictures=(
-            curves("Loss", history, {"train_loss": "training", "validation_loss": "validation"}, epoch),
             curves(
+                "loss", "Loss", history, {"train_loss": "training", "validation_loss": "validation"}, epoch
+            ),
+            curves(
+                "balanced-accuracy",
                 "Balanced accuracy on validation compounds",
                 history,
                 {
@@ -65,10 +61,9 @@ def training(
                     "validation_treatment_balanced_accuracy": "treatments",
                 },
                 epoch,
-                chance=1 / len(classes),
+                chance=1 / len(classes) if classes else None,
             ),
         ),
-        sides=tuple(side_rows(index, split)),
     )
 
 
@@ -93,3 +88,11 @@ def _named(compounds: pd.Series[Any]) -> tuple[int, str]:
     names = sorted(compounds.unique())
     more = f" and {len(names) - _WRITTEN_OUT} more" if len(names) > _WRITTEN_OUT else ""
     return len(names), ", ".join(names[:_WRITTEN_OUT]) + more
+
+
+def sides_table(index: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
+    """A row a compound and side, with its MoA and its wells there."""
+    wells = index[[c.PLATE, c.WELL, c.MOA]].drop_duplicates()
+    table = split[[c.PLATE, c.WELL, c.COMPOUND, c.SIDE]].merge(wells, on=[c.PLATE, c.WELL])
+    counted = table.groupby([c.COMPOUND, c.MOA, c.SIDE], dropna=False).size().rename("wells")
+    return counted.reset_index()

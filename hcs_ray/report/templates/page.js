@@ -1,4 +1,3 @@
-"use strict";
 // Comfort only: without scripts everything can be read.
 for (const table of document.querySelectorAll("table.sortable")) {
   for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
@@ -40,3 +39,21 @@ for (const key of document.querySelectorAll(".keys button")) {
     }
   });
 }
+const theme = document.querySelector(".theme");
+const system = matchMedia("(prefers-color-scheme: dark)");
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen === undefined ? system.matches : chosen === "dark";
+}
+function nameTheme() {
+  theme.textContent = isDark() ? "Light colours" : "Dark colours";
+}
+theme.addEventListener("click", () => {
+  const next = isDark() ? "light" : "dark";
+  document.documentElement.dataset.theme = next;
+  storedTheme(next);
+  nameTheme();
+});
+system.addEventListener("change", nameTheme);
+nameTheme();
+theme.hidden = false;
