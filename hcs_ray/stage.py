@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+LABELS: Final = "labels"  # of a claim's configuration: which fields labels leave out
 COMMANDS: Final = {"folds": "profile --folds", "compare": "profile --compare"}  # where not the stage's name
 
 
@@ -90,13 +91,31 @@ class Claim(BaseModel):
             for path in sorted(self.inputs.keys() | other.inputs.keys())
             if self.inputs.get(path) != other.inputs.get(path)
         ]
-        before, now = _flat(other.config), _flat(self.config)
+        before, now = (_flat(claim.without_labels().config) for claim in (other, self))
         changed += [
             f"{key} changed from {before.get(key)} to {now.get(key)}"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
         ]
-        return changed
+        return changed + self.label_changes(other)
+
+    def label_changes(self, other: Claim) -> list[str]:
+        """What differs in the fields that labels leave out, in words."""
+        before, now = (claim.config.get(LABELS, {}) for claim in (other, self))
+        if before.get("exclude") != now.get("exclude"):
+            rules = (", ".join(found.get("exclude", ())) or "nothing" for found in (before, now))
+            return [f"labels.exclude changed from {' to '.join(rules)}"]
+        if before.get("sha256") != now.get("sha256"):
+            others = " (others)" if now["fields"] == before["fields"] else ""
+            return [
+                f"labels changed: {now['fields']} fields are left out now, {before['fields']} then{others}"
+            ]
+        return []
+
+    def without_labels(self) -> Claim:
+        """The same but for what labels leave out."""
+        config = {key: value for key, value in self.config.items() if key != LABELS}
+        return self.model_copy(update={"config": config})
 
     def grew_from(self, other: Claim) -> bool:
         """Whether this claim only has more inputs than another."""
@@ -174,28 +193,12 @@ def read_record(storage: Storage, place: Place) -> StageRecord | None:
     return None if found is None else _parse_record(found[0], f"{storage.url}/{place.record}")
 
 
-def chain_of(storage: Storage, place: Place) -> list[str] | None:
-    """What has changed or gone of the files and records that a finished stage stands on, back to the shards.
-
-    Whatever the present configuration says: a stage of another run was made with another. Empty where nothing
-    has changed, None where the stage is not complete.
-    """
-    record = read_record(storage, place)
-    if record is None:
+def killed_claim(storage: Storage, place: Place) -> Claim | None:
+    """What a stage was begun with that has not come to its end; None where it has, or was not begun."""
+    if read_record(storage, place) is not None:
         return None
-    changed = [f"{path} is missing or has another size" for path in record.missing(storage, place)]
-    waiting, seen = [record], set[str]()
-    while waiting:
-        for path, digest in sorted(waiting.pop().inputs.items()):
-            if not path.endswith("_stage.json") or path in seen:
-                continue
-            seen.add(path)
-            found = storage.read_versioned(path)
-            if found is None or hashlib.sha256(found[0]).hexdigest() != digest:
-                changed.append(f"{path} {'is gone' if found is None else 'changed'}")
-            else:
-                waiting.append(_parse_record(found[0], f"{storage.url}/{path}"))
-    return changed
+    begun = storage.read_versioned(place.begun)
+    return None if begun is None else _parse_claim(begun[0])
 
 
 def record_digest(storage: Storage, place: Place) -> str | None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from hcs_ray.config import LEAVE_OUT, StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
 from hcs_ray.contracts import InputError
+from hcs_ray.labels import ExcludedFields, LabelSnapshot, excluded_file, of_killed
 from hcs_ray.stage import (
     COMMANDS,
+    LABELS,
     Claim,
     Place,
     StageRecord,
     StageWriter,
     StaleStageError,
-    chain_of,
     read_record,
     record_digest,
     stale_message,
@@ -29,7 +31,6 @@ from hcs_ray.storage import Storage, open_storage
 
 STUDY_FILE = "study.yaml"
 SWEEP_FILE: Final = "sweep.json"  # of a finished sweep: the best trial, and where each one's network lies
-COMPARED: Final = ("profile", "outliers")  # of two runs, by a report
 _MODEL_FILE: Final = "model.pt"
 _SWEEP_RUN = re.compile(r"sweep:([^/]+)/([^/]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -47,40 +48,40 @@ class StageSpec:
     prefix: str = ""  # of its files, in a folder that it shares with another stage
     foreign: tuple[str, ...] = ()  # the prefixes of others in its folder
     unread: tuple[str, ...] = ()  # keys of its sections that do not change what it writes
+    reported: bool = True
     optional: tuple[str, ...] = ()  # stages whose result it reads where they are complete
-    shows: tuple[str, ...] = ()  # the same, but it passes over what is stale: it says so, and goes on
+    labelled: bool = False  # it leaves out the fields that `labels.exclude` names
 
 
 # The pipeline in its order, and the sweep beside it.
 STAGES: Mapping[str, StageSpec] = {
     "shard": StageSpec("shards", (), ("screen", "shards"), grows=True),
     "split": StageSpec("splits", ("shard",), ("split",), flat=True),
-    "train": StageSpec("runs/{name}", ("shard", "split"), ("model", "train")),
+    "train": StageSpec("runs/{name}", ("shard", "split"), ("model", "train"), labelled=True),
     "embed": StageSpec("embeddings/{name}", ("shard", "train"), ("embed",)),
     "profile": StageSpec(
-        "profiles/{name}", ("embed", "split"), ("profile",), foreign=("folds", "comparison")
+        "profiles/{name}", ("embed", "split"), ("profile",), foreign=("folds", "comparison"), labelled=True
     ),
     "map": StageSpec("maps", ("embed",), ("map",), flat=True),
-    "outliers": StageSpec("outliers/{name}", ("shard", "split", "embed"), ("outliers",), optional=("map",)),
-    "report": StageSpec(
-        "reports/{name}",
-        ("shard",),
-        ("report",),
-        grows=True,
-        unread=("report.before",),  # the records of that run are inputs
-        shows=("split", "train", "embed", "profile", "map", "outliers", "folds", "compare"),
+    "outliers": StageSpec(
+        "outliers/{name}", ("shard", "split", "embed"), ("outliers",), optional=("map",), labelled=True
     ),
-    "tune": StageSpec("sweeps/{name}", ("shard", "split"), ("model", "train")),
+    "report": StageSpec(
+        "reports/{name}", ("shard", "train", "embed", "profile", "map", "outliers"), ("report",)
+    ),
+    "tune": StageSpec("sweeps/{name}", ("shard", "split"), ("model", "train"), labelled=True),
 }
-# What no pipeline waits for; where it is there, a report shows it.
+# What no pipeline waits for; where it is there and `reported`, a report shows it.
 EXTRAS: Mapping[str, StageSpec] = {
-    "folds": StageSpec("profiles/{name}", ("shard",), ("profile",), prefix="folds"),
+    "folds": StageSpec("profiles/{name}", ("shard",), ("profile",), prefix="folds", labelled=True),
     "compare": StageSpec(
         "profiles/{name}",
         ("embed", "split"),
         ("profile",),
         prefix="comparison",
         unread=("profile.normalization",),
+        reported=False,
+        labelled=True,
     ),
 }
 
@@ -90,7 +91,7 @@ class Study:
     """One run of a study; made by `open_study`.
 
     ``run`` names the training whose network is embedded, ``sweep:NAME/TRIAL``; none: that of this name.
-    ``folds`` names the sweep whose folds are scored.
+    ``folds`` names the sweep whose folds are scored. ``labels`` are read when they are first needed.
     """
 
     storage: Storage
@@ -98,6 +99,7 @@ class Study:
     name: str
     run: str | None = None
     folds: str | None = None
+    labels: LabelSnapshot = field(default_factory=LabelSnapshot, repr=False, compare=False)
 
     def place(self, stage: str) -> Place:
         """Where a stage of this run writes."""
@@ -126,15 +128,15 @@ class Study:
         for key in spec.unread:
             section, _, name = key.partition(".")
             del config[section][name]
+        if spec.labelled and self.config.labels.exclude:
+            config[LABELS] = self.excluded().claim
         if stage == "embed" and self.run is not None:
             config["run"] = self.run
         if stage == "folds":
             config["folds"] = self.folds
             sweep = replace(self, name=checked_name(self.folds or "")).place("tune")
             inputs[sweep.record] = record_digest(self.storage, sweep) or ""
-        if stage == "report":
-            inputs |= dict(self._shown_runs())
-        for before in (*spec.inputs, *self._extras(stage, known)):
+        for before in (*spec.inputs, *self._extras(stage)):
             if before == "train" and "run" in config:
                 record = self._sweep_place().record
                 self._require_sweep()
@@ -144,8 +146,34 @@ class Study:
             inputs[self.place(before).record] = record_digest(self.storage, self.place(before)) or ""
         return Claim(inputs=inputs, config=config)
 
-    def require(self, stage: str, known: dict[str, StageRecord] | None = None) -> StageRecord:
-        """The record of a stage that is complete and up to date, or one line that says what to run."""
+    def excluded(self) -> ExcludedFields:
+        """The fields that ``labels.exclude`` leaves out: as long as this study is open, the same ones."""
+        return self.labels.excluded(self.storage, self.config.labels.exclude)
+
+    def with_labels_of(self, stage: str, force: bool = False) -> Study:
+        """This study; where a stage was killed, with the labels that it had begun with.
+
+        So a training that goes on leaves out just the fields that it has left out so far, whatever was
+        decided meanwhile; ``force`` begins anew, with the labels of now.
+        """
+        wanted = self.excluded()
+        kept = None if force else of_killed(self.storage, self.place(stage), wanted)
+        if kept is None:
+            return self
+        logging.getLogger("hcs_ray").warning(
+            "%s %s goes on with the labels that it began with: %d fields are left out (now it would be %d)",
+            stage, self.name, len(kept.reasons), len(wanted.reasons),
+        )  # fmt: skip
+        return replace(self, labels=LabelSnapshot(kept))
+
+    def require(
+        self, stage: str, known: dict[str, StageRecord] | None = None, labels: bool = False
+    ) -> StageRecord:
+        """The record of a stage that is complete and up to date, or one line that says what to run.
+
+        One that was made with other labels than those of now may still be read, and it is said so: people
+        label all the time, and look at what they have. With ``labels`` it is as stale as any.
+        """
         known = {} if known is None else known
         if stage in known:
             return known[stage]
@@ -164,7 +192,12 @@ class Study:
         raw = {path: digest for path, digest in record.inputs.items() if not path.endswith("_stage.json")}
         source = replace(self, run=record.config.get("run")) if stage == "embed" else self
         source = replace(self, folds=record.config["folds"]) if stage == "folds" else source
-        if changes := source.claim(stage, raw, known).changes_since(record.claim):
+        claim = source.claim(stage, raw, known)
+        changes = claim.changes_since(record.claim)
+        if not labels and changes and changes == claim.label_changes(record.claim):
+            self._tell_of_labels(place, changes[0])
+            changes = []
+        if changes:
             raise InputError(
                 f"{stage} {place.name} is {stale_message(place, changes)} "
                 f"(hcs-ray {COMMANDS.get(stage, stage)} --force)"
@@ -172,38 +205,18 @@ class Study:
         known[stage] = record
         return record
 
-    def sound(self, stage: str, known: dict[str, StageRecord] | None = None) -> StageRecord | None:
-        """The record of a stage that is complete and up to date; None where it is not."""
-        try:
-            return self.require(stage, known)
-        except InputError:
-            return None
+    def _tell_of_labels(self, place: Place, change: str) -> None:
+        if self.labels.first_time(place.record):
+            logging.getLogger("hcs_ray").warning(
+                "%s %s was made with other labels: %s; hcs-ray %s --force makes it with those of now",
+                place.stage, place.name, change, COMMANDS.get(place.stage, place.stage),
+            )  # fmt: skip
 
-    def _extras(self, stage: str, known: dict[str, StageRecord]) -> list[str]:
-        """What a stage reads beside the stages that it needs, where it is there."""
-        spec = _spec(stage)
-        there = [extra for extra in spec.optional if read_record(self.storage, self.place(extra))]
-        return [*there, *(extra for extra in spec.shows if self.sound(extra, known))]
-
-    def sweeps(self) -> dict[str, Place]:
-        """The finished sweeps of the study that are whole and follow from what is there now, by name."""
-        names = sorted({path.split("/")[1] for path in self.storage.sizes("sweeps")})
-        places = [replace(self, name=name).place("tune") for name in names if _NAME.fullmatch(name)]
-        return {place.name: place for place in places if chain_of(self.storage, place) == []}
-
-    def other(self, name: str) -> Study:
-        """Another run of this study, for what only reads it."""
-        return replace(self, name=checked_name(name), run=None, folds=None)
-
-    def _shown_runs(self) -> Iterator[tuple[str, str]]:
-        """The records that a report reads beside those of its own run, with their digests."""
-        places = list(self.sweeps().values())
-        if (before := self.config.report.before) not in (None, self.name):
-            other = self.other(before)
-            shown = [other.place(stage) for stage in COMPARED]
-            places += [place for place in shown if chain_of(self.storage, place) == []]
-        for place in places:
-            yield place.record, record_digest(self.storage, place) or ""
+    def _extras(self, stage: str) -> list[str]:
+        """What a stage reads beside the stages that it needs, where it is there; of a report, `EXTRAS`."""
+        shown = [extra for extra, spec in EXTRAS.items() if spec.reported and stage == "report"]
+        read = [*_spec(stage).optional, *shown]
+        return [extra for extra in read if read_record(self.storage, self.place(extra))]
 
     def model(self) -> tuple[StageRecord, str]:
         """The network that is embedded: the record that lists it, and its path below the study."""
@@ -296,6 +309,10 @@ class Study:
         """Write a stage under its lease (`hcs_ray.stage.writing_stage`), keeping this use's configuration."""
         kept = self.keep_config()
         with writing_stage(self.storage, self.place(stage), claim, study_config=kept, force=force) as writer:
+            if LABELS in claim.config:  # what was left out, of which the claim has the digest
+                assert claim.config[LABELS] == self.excluded().claim
+                name = excluded_file(writer.place).removeprefix(f"{writer.place.folder}/")
+                writer.write(name, self.excluded().to_bytes())
             yield writer
 
     def keep_config(self) -> str:
@@ -308,7 +325,7 @@ class Study:
         """The stages of the pipeline that follow from this one, in order."""
         follows = {stage}
         for other, spec in STAGES.items():
-            if follows & {*spec.inputs, *spec.optional, *spec.shows}:
+            if follows & {*spec.inputs, *spec.optional}:
                 follows.add(other)
         return [other for other in STAGES if other in follows - {stage, "tune"}]
 

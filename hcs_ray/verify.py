@@ -11,6 +11,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError, Progress
+from hcs_ray.labels import LabelLog
 from hcs_ray.shards.members import flaws_of_tar
 from hcs_ray.shards.read import MANIFEST
 from hcs_ray.stage import OutputFile, Place, StageRecord, read_record
@@ -39,7 +40,7 @@ class Flaw:
 
 
 def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
-    """How many files the records list, and every flaw, in the order of stages, exports and paths.
+    """How many files the records list (and labels there are), and every flaw: of stages, exports, labels.
 
     Raises:
         InputError: no stage of this run is complete.
@@ -70,7 +71,15 @@ def verify(study: Study, progress: Progress) -> tuple[int, list[Flaw]]:
                 flaws += [
                     Flaw(stage, path, _SURPLUS, mendable=False) for path in _surplus(place, record, sizes)
                 ]
-    return total, flaws
+    decisions, damaged = _labels(study.storage)
+    return total + decisions, [*flaws, *damaged]
+
+
+def _labels(storage: Storage) -> tuple[int, list[Flaw]]:
+    """How many decisions on labels there are, and what below ``labels/events`` is none."""
+    log = LabelLog(storage)
+    log.refresh()
+    return len(log.decisions), [Flaw("labels", path, why, False) for path, why in log.flaws().items()]
 
 
 def _places(study: Study) -> dict[str, Place]:

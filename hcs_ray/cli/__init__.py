@@ -12,7 +12,10 @@ from hcs_ray.cli import pipeline  # first, as its panel is in the help
 from hcs_ray.cli import (
     cluster,
     configuration,
+    exploring,
+    fields,
     job_set,
+    labelling,
     pods,
     scoring,
     screens,
@@ -23,8 +26,8 @@ from hcs_ray.cli.app import app
 from hcs_ray.contracts import HcsError
 
 __all__ = [
-    "cluster", "configuration", "job_set", "main", "pipeline", "pods", "scoring", "screens", "submitting",
-    "watching",
+    "cluster", "configuration", "exploring", "fields", "job_set", "labelling", "main", "pipeline",
+    "pods", "scoring", "screens", "submitting", "watching",
 ]  # fmt: skip
 
 _INTERRUPTED = 130  # the exit code of a command that was stopped by Ctrl-C

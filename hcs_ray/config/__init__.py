@@ -7,6 +7,7 @@ from the keys in `ExecutionSection.execution`, which say where and how fast it r
 
 from hcs_ray.config.base import ExecutionSection, Section
 from hcs_ray.config.cluster import ClusterConfig
+from hcs_ray.config.labels import TAG_RULE, VERDICTS, LabelsConfig, Verdict
 from hcs_ray.config.parse import (
     canonical_digest,
     parse_study,
@@ -48,6 +49,8 @@ from hcs_ray.config.training import (
 
 __all__ = [
     "LEAVE_OUT",
+    "TAG_RULE",
+    "VERDICTS",
     "AdversaryConfig",
     "AugmentConfig",
     "Bbbc021Screen",
@@ -56,6 +59,7 @@ __all__ = [
     "ExecutionSection",
     "ExportConfig",
     "Goal",
+    "LabelsConfig",
     "LoadDataColumns",
     "LoadDataScreen",
     "MapConfig",
@@ -76,6 +80,7 @@ __all__ = [
     "TrainConfig",
     "TreatmentHeadConfig",
     "TrialResources",
+    "Verdict",
     "WandbConfig",
     "canonical_digest",
     "parse_study",

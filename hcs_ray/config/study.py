@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hcs_ray.config.base import Section
 from hcs_ray.config.cluster import ClusterConfig
+from hcs_ray.config.labels import LabelsConfig
 from hcs_ray.config.screens import Bbbc021Screen, ScreenConfig, StorageConfig
 from hcs_ray.config.stages import (
     EmbedConfig,
@@ -31,6 +32,7 @@ class StudyConfig(Section):
     screen: ScreenConfig = Bbbc021Screen()
     shards: ShardsConfig = ShardsConfig()
     split: SplitConfig = SplitConfig()
+    labels: LabelsConfig = LabelsConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()

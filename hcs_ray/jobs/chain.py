@@ -61,7 +61,7 @@ def is_complete(study: Study, stage: str, say: Say) -> bool:
     quick = replace(study, storage=impatient(study.storage))
     try:
         for part in PARTS.get(stage, (stage,)):
-            quick.require(part)
+            quick.require(part, labels=True)
     except InputError:
         return False
     except HcsError as error:

@@ -7,21 +7,27 @@ lost, on a local folder or on S3. docs/labels.md has the rules.
 
 from __future__ import annotations
 
-from hcs_ray.labels.decision import VERDICTS, Decision, Verdict, checked_key, checked_tag, checked_user
+from hcs_ray.config import VERDICTS, Verdict
+from hcs_ray.labels.decision import Decision, checked_key, checked_tag, checked_user
+from hcs_ray.labels.excluded import ExcludedFields, LabelSnapshot, excluded_file, of_killed
 from hcs_ray.labels.log import LabelLog, decide, read_labels, undo
 from hcs_ray.labels.table import FieldLabel, labels_csv
 
 __all__ = [
     "VERDICTS",
     "Decision",
+    "ExcludedFields",
     "FieldLabel",
     "LabelLog",
+    "LabelSnapshot",
     "Verdict",
     "checked_key",
     "checked_tag",
     "checked_user",
     "decide",
+    "excluded_file",
     "labels_csv",
+    "of_killed",
     "read_labels",
     "undo",
 ]

@@ -8,14 +8,13 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar, Final, Literal, get_args
+from typing import ClassVar, Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from hcs_ray.config import VERDICTS, Verdict
 from hcs_ray.contracts import InputError
 
-Verdict = Literal["good", "bad", "unsure"]
-VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 EVENTS: Final = "labels/events"
 EVENT_FORMAT: Final = 1
 _LONGEST_USER: Final = 60

@@ -97,8 +97,12 @@ class LabelLog:
     @property
     def problems(self) -> list[str]:
         """One line for each file below ``labels/events`` that is no decision; it has no part in the table."""
+        return [f"{self._storage.url}/{path}: {why}" for path, why in self.flaws().items()]
+
+    def flaws(self) -> dict[str, str]:
+        """The same: path below the study's root -> what is wrong with the file."""
         with self._lock:
-            return [f"{self._storage.url}/{path}: {why}" for path, (_, why) in sorted(self._problems.items())]
+            return {path: why for path, (_, why) in sorted(self._problems.items())}
 
     def warn(self) -> None:
         """Log `problems`."""

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from hcs_ray.config import Verdict
 from hcs_ray.contracts import KEY
-from hcs_ray.labels.decision import Decision, Verdict
+from hcs_ray.labels.decision import Decision
 
 if TYPE_CHECKING:
     import pandas as pd

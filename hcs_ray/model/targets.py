@@ -5,6 +5,7 @@ It is the index with the side of each field's well, and with the columns named h
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,7 @@ DOMAIN_LABEL: Final = "domain_label"  # int64, plate or week for the adversary, 
 PLATE_NUMBER: Final = "plate_number"  # int64, of the plate, by which control-anchored statistics are kept
 LISTED: Final = "listed"  # bool: in the lists of fields to learn from or to be judged by
 ANCHOR: Final = "anchor"  # bool: a negative control that may anchor the batches of its plate
+EXCLUDED: Final = "excluded"  # bool: left out by labels: teaches nothing, chooses nothing, anchors nothing
 NONE: Final = -1
 
 _DOMAIN = {"plate": c.PLATE, "batch": c.BATCH}
@@ -35,26 +37,31 @@ class Targets:
     domains: tuple[str, ...]  # empty: there is no adversary
 
 
-def targets(fields: pd.DataFrame, model: ModelConfig, train: TrainConfig) -> Targets:
+def targets(
+    fields: pd.DataFrame, model: ModelConfig, train: TrainConfig, excluded: Collection[str] = ()
+) -> Targets:
     """Number what the heads learn.
 
     Args:
         fields: The index with `contracts.SIDE`, in its order.
         model: Whether negative controls are a class.
         train: Which heads there are, and what they see.
+        excluded: Keys of fields that labels leave out. Those of the test side are tested all the same, so
+            that leaving out what is hard does not look like progress.
 
     Raises:
         InputError: fewer than two classes to learn, or nothing to tell apart for a head.
     """
     control = fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL
-    trained = fields[c.SIDE] == c.TRAIN
+    kept = ~fields[c.KEY].isin(excluded)
+    trained = (fields[c.SIDE] == c.TRAIN) & kept
     names = fields[c.MOA].where(~control, fields[c.COMPOUND] if model.dmso_class else None)
     names = names.where(fields[c.SIDE] != c.UNUSED)
     classes = tuple(sorted(names[trained].dropna().unique()))
     if len(classes) < 2:
         raise InputError(f"the training side has {len(classes)} classes; a network needs two")
-    treatment = fields[c.TREATMENT].where(_weakly_labelled(fields, train) & ~control)
-    domain = fields[_DOMAIN.get(train.adversary.target, c.PLATE)].where(_unlearned(fields, train))
+    treatment = fields[c.TREATMENT].where(_weakly_labelled(fields, train) & ~control & kept)
+    domain = fields[_DOMAIN.get(train.adversary.target, c.PLATE)].where(_unlearned(fields, train) & kept)
     treatments, domains = (tuple(sorted(column.dropna().unique())) for column in (treatment, domain))
     _check_heads(train, treatments, domains)
     plates = {name: number for number, name in enumerate(sorted(fields[c.PLATE].unique()))}
@@ -63,7 +70,8 @@ def targets(fields: pd.DataFrame, model: ModelConfig, train: TrainConfig) -> Tar
     numbered[TREATMENT_LABEL] = _numbers(treatment, treatments)
     numbered[DOMAIN_LABEL] = _numbers(domain, domains)
     numbered[PLATE_NUMBER] = fields[c.PLATE].map(plates).astype("int64")
-    numbered[ANCHOR] = control
+    numbered[ANCHOR] = control & kept
+    numbered[EXCLUDED] = ~kept
     return Targets(numbered, classes, treatments, domains)
 
 
@@ -74,10 +82,11 @@ def side_table(fields: pd.DataFrame, side: str, *, anchored: bool) -> pd.DataFra
     they are there where batches are ``anchored``.
     """
     if side == c.TRAIN:
-        trains = (fields[c.SIDE] == c.TRAIN) & (fields[LABEL] != NONE)
+        trains = (fields[c.SIDE] == c.TRAIN) & (fields[LABEL] != NONE) & ~fields[EXCLUDED]
         listed = trains | (fields[[TREATMENT_LABEL, DOMAIN_LABEL]] != NONE).any(axis=1)
     else:
         listed = (fields[c.SIDE] == side) & (fields[LABEL] != NONE)
+        listed &= ~fields[EXCLUDED] | (side == c.TEST)
     kept = listed
     if anchored:
         kept = listed | (fields[ANCHOR] & fields[c.PLATE].isin(fields.loc[listed, c.PLATE]))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.config import OutliersConfig
-from hcs_ray.contracts import Progress
+from hcs_ray.contracts import InputError, Progress
 from hcs_ray.outliers import space
 from hcs_ray.outliers.artefacts import (
     CLASS_DISTANCE,
@@ -23,6 +23,7 @@ from hcs_ray.outliers.artefacts import (
 from hcs_ray.outliers.calibrate import Bools, Finding
 from hcs_ray.outliers.detectors import detect
 from hcs_ray.outliers.expected import deviations
+from hcs_ray.outliers.left_out import EXCLUDED, with_left_out
 from hcs_ray.outliers.levels import (
     ARTEFACT,
     DISTANCE,
@@ -71,19 +72,32 @@ _STEPS: Final = 4
 
 
 def find_outliers(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
-    """Write ``outliers/NAME/{field,well,treatment}.parquet``; `score_screen` says what they hold."""
+    """Write ``outliers/NAME/{field,well,treatment}.parquet``; `score_screen` says what they hold.
+
+    What ``labels.exclude`` leaves out is at the end of the tables, without a score (`with_left_out`).
+    """
+    study = study.with_labels_of("outliers", force)
     claim = study.claim("outliers")
     if force or not study.is_complete("outliers", claim):
         with study.writing("outliers", claim, force) as writer:
             progress(0, _STEPS)
             screen = read_screen(study, study.config.outliers, study.place("map").record in claim.inputs)
             progress(1, _STEPS)
-            tables = score_screen(screen, study.config.outliers)
+            tables = _scored(study, screen)
             progress(_STEPS - 1, _STEPS)
             for name, table in tables.items():
                 writer.write_table(f"{name}.parquet", table)
             progress(_STEPS, _STEPS)
     return headline(read_outliers(study))
+
+
+def _scored(study: Study, screen: Screen) -> dict[str, pd.DataFrame]:
+    if not study.excluded().rules:
+        return score_screen(screen, study.config.outliers)
+    try:
+        return with_left_out(score_screen(screen, study.config.outliers), screen.left_out)
+    except InputError as error:
+        raise InputError(f"{error} (labels.exclude leaves {len(screen.left_out)} fields out)") from None
 
 
 def read_outliers(study: Study) -> dict[str, pd.DataFrame]:
@@ -100,6 +114,8 @@ def headline(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         f"{level.reason} {level.name}s": int((tables[level.name][REASON] == level.reason).sum())
         for level in LEVELS
     }
+    if EXCLUDED in tables[FIELD.name]:
+        found["fields left out by labels"] = int(tables[FIELD.name][EXCLUDED].notna().sum())
     return {**found, "most outlying": ", ".join(tables[FIELD.name].nsmallest(3, RANK)[c.KEY])}
 
 

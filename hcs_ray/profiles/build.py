@@ -30,6 +30,7 @@ _FORMAT: Final = 2
 
 def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
     """Write ``profiles/NAME/``: well.parquet, treatment.parquet and evaluation.json."""
+    study = study.with_labels_of("profile", force)
     claim = study.claim("profile")
     if not force and study.is_complete("profile", claim):
         return headline(read_evaluation(study))

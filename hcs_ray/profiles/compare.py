@@ -37,6 +37,7 @@ def compare(study: Study, progress: Progress, force: bool = False) -> dict[str, 
     Raises:
         InputError: as `bake_off`, or the embeddings are not complete.
     """
+    study = study.with_labels_of("compare", force)
     claim = study.claim("compare")
     if force or not study.is_complete("compare", claim):
         with study.writing("compare", claim, force) as writer:

@@ -47,7 +47,7 @@ def profile_folds(study: Study, sweep: str, progress: Progress, force: bool = Fa
         InputError: there is no such sweep, it is of other shards, or it leaves no compounds out.
         HcsError: no setting of it can be evaluated.
     """
-    chosen = replace(study, folds=sweep)
+    chosen = replace(study, folds=sweep).with_labels_of("folds", force)
     record = _require_folds(chosen)
     claim = chosen.claim("folds")
     if force or not chosen.is_complete("folds", claim):
@@ -213,16 +213,14 @@ def _told(
 
 
 def exclusions(study: Study) -> Exclusions:
-    """The fields that ``profile.exclude`` names, from the flags of the index.
-
-    Flags are the one source so far; labels of people are to be joined here (`Exclusions.join`).
-    """
+    """The fields that ``profile.exclude`` names, from the flags of the index, and ``labels.exclude``."""
     import pyarrow.parquet as pq
 
     path = "shards/index.parquet"
     data = study.require("shard").read(study.storage, path)
     columns = flag_columns(pq.read_schema(io.BytesIO(data)).names, study.config.profile.exclude)
-    return flagged(pd.read_parquet(io.BytesIO(data), columns=[c.KEY, *columns]), columns)
+    flags = flagged(pd.read_parquet(io.BytesIO(data), columns=[c.KEY, *columns]), columns)
+    return Exclusions.join([flags, Exclusions(study.excluded().reasons)])
 
 
 def _settings(study: Study, record: StageRecord) -> list[Setting]:

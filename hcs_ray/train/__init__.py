@@ -39,6 +39,7 @@ _OUTPUTS = (MODEL_FILE, HISTORY_FILE, METRICS_FILE, SEEN_FILE)
 
 def train(study: Study, progress: Progress, force: bool = False) -> dict[str, Any]:
     """Train this run's network; does nothing where that is complete."""
+    study = study.with_labels_of("train", force)
     model = study.config.model
     weights = weights_digest(model.weights, study.config.storage)
     claim = study.claim("train", {f"weights {model.weights}": weights} if weights else None)
@@ -74,10 +75,15 @@ def load_network(study: Study) -> tuple[MoaNetwork, ModelSpec]:
 
 def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     selected, tested = summary["selected"], summary.get("test") or {}
-    found = {
+    found: dict[str, Any] = {
         "epoch": int(selected["epoch"]),
         "validation_balanced_accuracy": round(float(selected[SCORE]), 3),
     }
     if tested:
         found["test_balanced_accuracy"] = round(float(tested["test_balanced_accuracy"]), 3)
-    return found | {"train_fields": summary["train_fields"]}
+    found["train_fields"] = summary["train_fields"]
+    if "excluded" in summary:
+        counts = summary["excluded"]["fields"]
+        told = ", ".join(f"{counts[side]} {side}" for side in counts)
+        found["fields left out by labels"] = {"text": f"{told} (these are tested all the same)"}
+    return found

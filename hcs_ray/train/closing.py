@@ -23,10 +23,11 @@ from hcs_ray.model.inference import infer
 from hcs_ray.model.judging import confusion, misclassified, validation_metrics
 from hcs_ray.model.loader import FieldSource
 from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
-from hcs_ray.model.targets import ANCHOR, LABEL, LISTED, NONE
+from hcs_ray.model.targets import EXCLUDED, LABEL, LISTED, NONE
 from hcs_ray.model.tracking import Final
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.train.job import TrainJob
+from hcs_ray.train.left_out import left_out
 
 MODEL_FILE = "model.pt"
 METRICS_FILE = "metrics.json"
@@ -43,6 +44,8 @@ def close_run(job: TrainJob, run: Run, state: RunState) -> Final | None:
     network.load_state_dict(state.best)
     network.to(ray.train.torch.get_device())
     summary = {"selected": _selected(run, state), "score": SCORE, **_sides(job.fields)}
+    if job.study.excluded().rules:
+        summary["excluded"] = left_out(job.fields)
     seen = _seen(run, state)
     final: Final | None = None
     files: dict[str, bytes] = {}
@@ -101,7 +104,7 @@ def _seen(run: Run, state: RunState) -> pd.DataFrame:
 
 def _sides(fields: pd.DataFrame) -> dict[str, Any]:
     """Which compounds' labels took part in training and in the choice of the epoch."""
-    labelled = fields[fields[LABEL] != NONE]
+    labelled = fields[(fields[LABEL] != NONE) & (~fields[EXCLUDED] | (fields[c.SIDE] == c.TEST))]
     sides = {side: labelled[labelled[c.SIDE] == side] for side in (c.TRAIN, c.VALIDATION, c.TEST)}
     found: dict[str, Any] = {f"{side}_fields": len(rows) for side, rows in sides.items()}
     return found | {f"{side}_compounds": sorted(rows[c.COMPOUND].unique()) for side, rows in sides.items()}
@@ -133,7 +136,7 @@ def _tested(run: Run, network: MoaNetwork, state: RunState) -> tuple[dict[str, f
 def _labelled(run: Run, network: MoaNetwork) -> bytes:
     """``fields.parquet``: embeddings and MoA probabilities of every labelled field and negative control."""
     fields = run.fields
-    listed = fields[ANCHOR] | fields[c.MOA].notna()
+    listed = (fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL) | fields[c.MOA].notna()
     table = fields.assign(**{LISTED: listed})[listed].reset_index(drop=True)
     source = FieldSource(run.reader, table, run.config.downsample)
     found = infer(network, source, run.config, _rank(), run.anchor_fields, use=True)

@@ -12,11 +12,12 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
 from hcs_ray.model.backbone import fewest_px
 from hcs_ray.model.network import ModelSpec
-from hcs_ray.model.targets import ANCHOR, LABEL, NONE, targets
+from hcs_ray.model.targets import EXCLUDED, LABEL, NONE, targets
 from hcs_ray.model.weights import resolved_weights
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.study import Study
 from hcs_ray.tables import read_index, read_split
+from hcs_ray.train.left_out import check_left_out
 
 RAY_FOLDER: Final = "ray"  # Ray Train's own, below a job's folder
 
@@ -49,7 +50,7 @@ def prepare(
     group: str | None = None,
     start: str | None = None,
 ) -> TrainJob:
-    """Join index and split into the fields to learn from and be judged by.
+    """Join index and split into the fields to learn from and be judged by, but for what labels leave out.
 
     Args:
         study: Its shards must be complete, and its split where no ``sides`` are given.
@@ -72,11 +73,14 @@ def prepare(
     qc = [name for name in fields if str(name).startswith(c.QC_PREFIX)]
     model, train = study.config.model, study.config.train
     try:
-        found = targets(fields.drop(columns=qc), model, train)
+        excluded = study.excluded()
+        found = targets(fields.drop(columns=qc), model, train, excluded.reasons.keys())
+        check_left_out(found.fields, found.classes, excluded)
     except InputError as error:
         raise InputError(f"{study.storage.url}: {error}") from None
     judged = (found.fields[c.SIDE] == c.VALIDATION) & (found.fields[LABEL] != NONE)
-    if not (judged & ~found.fields[ANCHOR]).any():
+    judged &= ~found.fields[EXCLUDED] & (found.fields[c.PERT_TYPE] != c.NEGATIVE_CONTROL)
+    if not judged.any():
         raise InputError(
             f"{study.storage.url}: no compound validates; a MoA needs three compounds, or set split.folds"
         )

@@ -67,6 +67,7 @@ def tune(
         HcsError: every trial failed.
     """
     sweep = _read_sweep(sweep_file)
+    study = study.with_labels_of("tune", force)
     claim = _claim(study, sweep)
     space = Space.of(sweep, study.config, _compounds(study, sweep), sweep_file)
     if force or not study.is_complete("tune", claim):
