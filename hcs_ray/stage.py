@@ -193,6 +193,30 @@ def read_record(storage: Storage, place: Place) -> StageRecord | None:
     return None if found is None else _parse_record(found[0], f"{storage.url}/{place.record}")
 
 
+def chain_of(storage: Storage, place: Place) -> list[str] | None:
+    """What has changed or gone of the files and records that a finished stage stands on, back to the shards.
+
+    Whatever the present configuration says: a stage of another run was made with another. Empty where nothing
+    has changed, None where the stage is not complete.
+    """
+    record = read_record(storage, place)
+    if record is None:
+        return None
+    changed = [f"{path} is missing or has another size" for path in record.missing(storage, place)]
+    waiting, seen = [record], set[str]()
+    while waiting:
+        for path, digest in sorted(waiting.pop().inputs.items()):
+            if not path.endswith("_stage.json") or path in seen:
+                continue
+            seen.add(path)
+            found = storage.read_versioned(path)
+            if found is None or hashlib.sha256(found[0]).hexdigest() != digest:
+                changed.append(f"{path} {'is gone' if found is None else 'changed'}")
+            else:
+                waiting.append(_parse_record(found[0], f"{storage.url}/{path}"))
+    return changed
+
+
 def killed_claim(storage: Storage, place: Place) -> Claim | None:
     """What a stage was begun with that has not come to its end; None where it has, or was not begun."""
     if read_record(storage, place) is not None:

@@ -21,6 +21,7 @@ from hcs_ray.stage import (
     StageRecord,
     StageWriter,
     StaleStageError,
+    chain_of,
     read_record,
     record_digest,
     stale_message,
@@ -31,6 +32,7 @@ from hcs_ray.storage import Storage, open_storage
 
 STUDY_FILE = "study.yaml"
 SWEEP_FILE: Final = "sweep.json"  # of a finished sweep: the best trial, and where each one's network lies
+COMPARED: Final = ("profile", "outliers")  # of two runs, by a report
 _MODEL_FILE: Final = "model.pt"
 _SWEEP_RUN = re.compile(r"sweep:([^/]+)/([^/]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -48,9 +50,9 @@ class StageSpec:
     prefix: str = ""  # of its files, in a folder that it shares with another stage
     foreign: tuple[str, ...] = ()  # the prefixes of others in its folder
     unread: tuple[str, ...] = ()  # keys of its sections that do not change what it writes
-    reported: bool = True
     optional: tuple[str, ...] = ()  # stages whose result it reads where they are complete
     labelled: bool = False  # it leaves out the fields that `labels.exclude` names
+    shows: tuple[str, ...] = ()  # the same, but it passes over what is stale: it says so, and goes on
 
 
 # The pipeline in its order, and the sweep beside it.
@@ -67,11 +69,16 @@ STAGES: Mapping[str, StageSpec] = {
         "outliers/{name}", ("shard", "split", "embed"), ("outliers",), optional=("map",), labelled=True
     ),
     "report": StageSpec(
-        "reports/{name}", ("shard", "train", "embed", "profile", "map", "outliers"), ("report",)
+        "reports/{name}",
+        ("shard",),
+        ("report",),
+        grows=True,
+        unread=("report.before",),  # the records of that run are inputs
+        shows=("split", "train", "embed", "profile", "map", "outliers", "folds", "compare"),
     ),
     "tune": StageSpec("sweeps/{name}", ("shard", "split"), ("model", "train"), labelled=True),
 }
-# What no pipeline waits for; where it is there and `reported`, a report shows it.
+# What no pipeline waits for; where it is there, a report shows it.
 EXTRAS: Mapping[str, StageSpec] = {
     "folds": StageSpec("profiles/{name}", ("shard",), ("profile",), prefix="folds", labelled=True),
     "compare": StageSpec(
@@ -80,7 +87,6 @@ EXTRAS: Mapping[str, StageSpec] = {
         ("profile",),
         prefix="comparison",
         unread=("profile.normalization",),
-        reported=False,
         labelled=True,
     ),
 }
@@ -136,7 +142,9 @@ class Study:
             config["folds"] = self.folds
             sweep = replace(self, name=checked_name(self.folds or "")).place("tune")
             inputs[sweep.record] = record_digest(self.storage, sweep) or ""
-        for before in (*spec.inputs, *self._extras(stage)):
+        if stage == "report":
+            inputs |= dict(self._shown_runs())
+        for before in (*spec.inputs, *self._extras(stage, known)):
             if before == "train" and "run" in config:
                 record = self._sweep_place().record
                 self._require_sweep()
@@ -212,11 +220,38 @@ class Study:
                 place.stage, place.name, change, COMMANDS.get(place.stage, place.stage),
             )  # fmt: skip
 
-    def _extras(self, stage: str) -> list[str]:
-        """What a stage reads beside the stages that it needs, where it is there; of a report, `EXTRAS`."""
-        shown = [extra for extra, spec in EXTRAS.items() if spec.reported and stage == "report"]
-        read = [*_spec(stage).optional, *shown]
-        return [extra for extra in read if read_record(self.storage, self.place(extra))]
+    def sound(self, stage: str, known: dict[str, StageRecord] | None = None) -> StageRecord | None:
+        """The record of a stage that is complete and up to date; None where it is not."""
+        try:
+            return self.require(stage, known)
+        except InputError:
+            return None
+
+    def _extras(self, stage: str, known: dict[str, StageRecord]) -> list[str]:
+        """What a stage reads beside the stages that it needs, where it is there."""
+        spec = _spec(stage)
+        there = [extra for extra in spec.optional if read_record(self.storage, self.place(extra))]
+        return [*there, *(extra for extra in spec.shows if self.sound(extra, known))]
+
+    def sweeps(self) -> dict[str, Place]:
+        """The finished sweeps of the study that are whole and follow from what is there now, by name."""
+        names = sorted({path.split("/")[1] for path in self.storage.sizes("sweeps")})
+        places = [replace(self, name=name).place("tune") for name in names if _NAME.fullmatch(name)]
+        return {place.name: place for place in places if chain_of(self.storage, place) == []}
+
+    def other(self, name: str) -> Study:
+        """Another run of this study, for what only reads it."""
+        return replace(self, name=checked_name(name), run=None, folds=None)
+
+    def _shown_runs(self) -> Iterator[tuple[str, str]]:
+        """The records that a report reads beside those of its own run, with their digests."""
+        places = list(self.sweeps().values())
+        if (before := self.config.report.before) not in (None, self.name):
+            other = self.other(before)
+            shown = [other.place(stage) for stage in COMPARED]
+            places += [place for place in shown if chain_of(self.storage, place) == []]
+        for place in places:
+            yield place.record, record_digest(self.storage, place) or ""
 
     def model(self) -> tuple[StageRecord, str]:
         """The network that is embedded: the record that lists it, and its path below the study."""
@@ -325,7 +360,7 @@ class Study:
         """The stages of the pipeline that follow from this one, in order."""
         follows = {stage}
         for other, spec in STAGES.items():
-            if follows & {*spec.inputs, *spec.optional}:
+            if follows & {*spec.inputs, *spec.optional, *spec.shows}:
                 follows.add(other)
         return [other for other in STAGES if other in follows - {stage, "tune"}]
 
