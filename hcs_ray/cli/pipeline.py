@@ -229,7 +229,9 @@ def export(
     formats: Annotated[
         list[str],
         typer.Option(
-            "--to", help="anndata: one .h5ad; gallery: the Cell Painting Gallery's folders. One option each."
+            "--to",
+            help="anndata: one .h5ad; gallery: the Cell Painting Gallery's folders; atlas: a table with "
+            "pictures and neighbours for embedding-atlas and FiftyOne. One option each.",
         ),
     ],
     name: Name = "main",

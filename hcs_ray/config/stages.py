@@ -205,3 +205,4 @@ class ExportConfig(Section):
     field_files: bool = Field(
         True, description="in that layout a file a field, too; false: profiles of wells and treatments alone"
     )
+    thumbnail_px: PositiveInt = Field(256, description="longer side of the pictures of --to atlas")

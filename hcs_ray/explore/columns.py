@@ -9,8 +9,8 @@ from typing import Final, Literal
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray import joined as j
 from hcs_ray.contracts import InputError
-from hcs_ray.explore import joined as j
 from hcs_ray.shards.quality import FLAG
 
 Kind = Literal["category", "number"]

@@ -14,7 +14,7 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
 from hcs_ray.explore.columns import ColumnInfo, column_infos
-from hcs_ray.explore.joined import join
+from hcs_ray.joined import join
 from hcs_ray.pictures.planes import camera_planes
 from hcs_ray.screen.wells import well_position
 from hcs_ray.shards.codec import Floats

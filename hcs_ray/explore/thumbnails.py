@@ -6,15 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any, Final
+from typing import Final
 
-from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.explore.scene import Scene
-from hcs_ray.pictures.composite import composite, plate_contrasts
+from hcs_ray.pictures.composite import plate_contrasts
 from hcs_ray.pictures.encode import jpeg
 from hcs_ray.pictures.notice import notice
-from hcs_ray.pictures.planes import camera_planes, whole
+from hcs_ray.pictures.thumbnail import Thumbnail
 
 MEDIA_TYPE: Final = "image/jpeg"
 _THREADS_OF_A_STORE: Final = 16  # they wait most of the time
@@ -39,8 +38,8 @@ class Thumbnails:
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # the longest unused first
         self._waiting: dict[int, Future[bytes]] = {}
         self._lock = threading.Lock()
-        self._look = whole(scene.reader, max(1, max(scene.reader.shape[1:]) // size_px))
-        self._contrasts = plate_contrasts(scene.fields, scene.channels)
+        contrasts = plate_contrasts(scene.fields, scene.channels)
+        self._thumbnail = Thumbnail(scene.reader, contrasts, size_px, correct=False)
         count = threads or (_THREADS if scene.reader.is_local else _THREADS_OF_A_STORE)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="thumbnails")
         self.problems: dict[str, str] = {}  # key -> why it could not be shown when it was asked for last
@@ -106,15 +105,10 @@ class Thumbnails:
     def _draw(self, row: int) -> tuple[bytes, str | None]:
         """A JPEG, and the line that says why it shows no field."""
         try:
-            return self._picture(self._scene.about(row)), None
+            return self._thumbnail.draw(self._scene.about(row)), None
         except HcsError as error:
             gone = isinstance(error, InputError)
             return self._notice("no such shard" if gone else "cannot be read: damaged"), str(error)
-
-    def _picture(self, about: dict[str, Any]) -> bytes:
-        planes = camera_planes(self._scene.reader, about, correct=False, look=self._look)
-        rgb = composite(planes, self._contrasts[str(about[c.PLATE])], self._scene.channels)
-        return jpeg(rgb, self._size_px)
 
     def _notice(self, words: str) -> bytes:
         height, width = self._scene.reader.shape[1:]

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hcs_ray.config import StudyConfig
 from hcs_ray.contracts import InputError, Progress
-from hcs_ray.export import anndata_file, gallery
+from hcs_ray.export import anndata_file, atlas, gallery
 from hcs_ray.export.sources import Sources
 from hcs_ray.stage import (
     Claim,
@@ -33,16 +33,21 @@ __all__ = ["FORMATS", "export"]
 
 @dataclass(frozen=True)
 class _Format:
-    """What writes it, the stages that it takes along where they are complete, and what it depends on."""
+    """What writes it, the stages that it takes along where they are complete, and what it depends on.
+
+    ``required`` stages are needed beside the embeddings.
+    """
 
     write: Callable[[Sources, StageWriter, Progress], None]
     optional: tuple[str, ...]
     config: Callable[[StudyConfig], dict[str, Any]]
+    required: tuple[str, ...] = ()
 
 
 _FORMATS: Final[Mapping[str, _Format]] = {
     "anndata": _Format(anndata_file.write, ("map",), lambda _: {}),
     "gallery": _Format(gallery.write, ("profile",), gallery.config_of),
+    "atlas": _Format(atlas.write, ("split", "outliers"), atlas.config_of, required=("map",)),
 }
 FORMATS: Final = tuple(_FORMATS)
 
@@ -68,7 +73,10 @@ def export(study: Study, formats: Sequence[str], progress: Progress, force: bool
 def _export(study: Study, name: str, progress: Progress, force: bool) -> dict[str, Any]:
     form = _FORMATS[name]
     place = study.export_place(name)
+    for stage in form.required:
+        study.require(stage)
     whole, left_out = _optional(study, form.optional)
+    whole += form.required
     claim = Claim(
         inputs={
             study.place(stage).record: record_digest(study.storage, study.place(stage)) or ""

@@ -62,7 +62,7 @@ class _Layout(NamedTuple):
 def config_of(config: StudyConfig) -> dict[str, Any]:
     """What the files depend on, beside the stages they are made from."""
     return {
-        "export": config.export.model_dump(mode="json"),
+        "export": config.export.model_dump(mode="json", include={"project", "field_files"}),
         "profile": {"well_aggregate": config.profile.well_aggregate},
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -70,17 +70,17 @@ class Joined:
         self.fields = pd.concat([self.fields, placed.rename(columns=columns)], axis=1)
 
 
-def join(study: Study) -> Joined:
-    """Everything of a run.
+def join(study: Study, stages: Collection[str] | None = None) -> Joined:
+    """Everything of a run, or of some of its stages: split, embed, map, outliers.
 
     Raises:
         InputError: there are no shards, or they are not complete.
     """
     index = read_index(study).sort_values(c.KEY, ignore_index=True)
     joined = Joined(study, index, np.empty((len(index), 0), np.float32))
-    for stage, adding in (("split", _split), ("embed", _embed), ("map", _map), ("outliers", _outliers)):
-        joined.add(stage, adding)
-    joined.add("profile", lambda _: None)
+    for stage, adding in _STAGES.items():
+        if stages is None or stage in stages:
+            joined.add(stage, adding)
     return joined
 
 
@@ -133,3 +133,12 @@ def _map(joined: Joined) -> None:
 def _outliers(joined: Joined) -> None:
     joined.put("outliers", read_outliers(joined.study)[FIELD.name], _OUTLIER)
     joined.fields[OUTLIER_RANK] = joined.fields[OUTLIER_RANK].astype("Int64")
+
+
+_STAGES: Final[dict[str, Callable[[Joined], None]]] = {
+    "split": _split,
+    "embed": _embed,
+    "map": _map,
+    "outliers": _outliers,
+    "profile": lambda _: None,  # nothing of its is a field's; whether it is there is said
+}
