@@ -33,6 +33,7 @@ class Answer:
     reading: str
     leaked: int = 0
     total: int = 0
+    axis: tuple[str, str, str] = ("0 %", "50 %", "100 %")  # what stands at 0, 0.5 and 1
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def _answer(title: str, table: pd.DataFrame, null: float | None, config: Profile
         reading=_reading(above, null, interval, len(table), len(sums)),
         leaked=int(table[LEAKED].sum()),
         total=len(table),
+        axis=("0", "0.5", "1"),
     )
 
 

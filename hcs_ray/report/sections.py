@@ -96,7 +96,7 @@ def _bar(hits: scores.Hits) -> Bar:
 
 
 def _mean(found: tuple[float, int] | None) -> Bar:
-    return (None, "") if found is None else (found[0], f"{found[0]:.2f} of {found[1]}")
+    return (None, "") if found is None else (found[0], f"{found[0]:.2f}, n={found[1]}")
 
 
 def _list_scores(page: Mapping[str, Any], annex: Annex) -> None:
