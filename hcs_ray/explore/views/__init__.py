@@ -1,0 +1,1 @@
+"""The parts of the page, each of one session; they meet in `hcs_ray.explore.session`."""
