@@ -61,6 +61,16 @@ def s3(s3_server: S3Server) -> Iterator[str]:
         yield BUCKET
 
 
+@pytest.fixture(scope="session")
+def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small study of the report, complete up to its outliers; whoever writes copies it."""
+    from tests.report_study import make_study
+
+    folder = tmp_path_factory.mktemp("report-study")
+    make_study(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def cluster(s3: str) -> Iterator[str]:
     """The address of a Ray cluster of two cores, one a test file, whose workers know the S3 store."""

@@ -6,62 +6,35 @@ import base64
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hcs_ray.profiles.build import read_evaluation
-from hcs_ray.report import answers, build, fieldmap, outliers, pictures, scores
-from hcs_ray.report.lineage import behind
-from hcs_ray.report.material import Material, gather
-from hcs_ray.study import Study, open_study
+from hcs_ray.report import answers, build, fieldmap, outliers, pictures, replicates, scores, sections
+from hcs_ray.report.material import Material
+from hcs_ray.stage import read_record
+from hcs_ray.study import STAGES, Study, open_study
+from tests.report_page import Page, context, copy_study, material_of, report_of
 from tests.report_study import EVIL, EVIL_MOA, make_study, quiet
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return make_study(tmp_path_factory.mktemp("study"))
+def study(report_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return copy_study(report_folder, tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
 def material(study: Study) -> Material:
-    return gather(study)
+    return material_of(study)
 
 
 @pytest.fixture(scope="module")
 def html(study: Study) -> str:
-    build.report(study, quiet)
-    return study.storage.read("reports/main/index.html").decode()
-
-
-class Page(HTMLParser):
-    """What a browser would find: elements with their attributes, and the text outside scripts and styles."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._hidden = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self._hidden = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden = self._hidden and tag not in ("script", "style")
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._hidden else data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+    return report_of(study)
 
 
 # --- Fields that could not be read --------------------------------------------------------------------
@@ -74,7 +47,9 @@ def test_a_report_does_without_damaged_fields_and_says_so(tmp_path: Path) -> Non
     text = Page(study.storage.read("reports/main/index.html").decode()).text
     assert "all fields but 26 that could not be read into 6 numbers" in text
     assert read_evaluation(study)["not_embedded"]["fields"] == 26
-    material = gather(study)
+    material = material_of(study)
+    assert material.outliers is not None
+    assert material.embeddings is not None
     assert {len(material.fields), len(material.outliers["field"]), len(material.embeddings)} == {26}
     tables = dict(material.outliers)
     tables["well"] = tables["well"].assign(reason="mislabelled", evidence="near to another")
@@ -90,9 +65,11 @@ def test_every_section_is_there_and_every_picture_has_a_text(html: str) -> None:
     page = Page(html)
     sections = [attributes["id"] for attributes in page.all("section")]
     assert sections == [
-        "answers", "screen", "quality", "training", "map", "neighbours", "confusion", "outliers", "lineage",
+        "answers", "screen", "quality", "training", "neighbours", "confusion", "batches", "map", "outliers",
+        "sweeps", "lineage", "files",
     ]  # fmt: skip
-    assert {link["href"] for link in page.all("a")} == {f"#{name}" for name in sections}
+    here = {link["href"] for link in page.all("a") if link["href"].startswith("#")}
+    assert here == {f"#{name}" for name in sections}
     images = [image for image in page.all("img") if "src" in image]
     assert len(images) >= 8 + 3 + 2 + 3 + 6  # thumbnails, a field a label, curves, by plate, maps
     assert all(image["alt"] for image in images)
@@ -103,7 +80,7 @@ def test_every_section_is_there_and_every_picture_has_a_text(html: str) -> None:
 
 def test_nothing_of_the_data_becomes_markup(html: str) -> None:
     page = Page(html)
-    assert len(page.all("script")) == 1  # our own
+    assert len(page.all("script")) == 2  # our own
     assert "document.title" not in html.split("<main>")[0]
     assert EVIL not in html
     assert EVIL in page.text
@@ -116,9 +93,9 @@ def test_nothing_is_loaded_from_anywhere(html: str) -> None:
     page = Page(html)
     loads = [
         a[name]
-        for _, a in page.elements
+        for tag, a in page.elements
         for name in ("src", "href", "xlink:href", "data", "action")
-        if name in a
+        if name in a and tag != "a"
     ]
     assert len(loads) > 50
     assert all(load.startswith(("data:image/", "#")) for load in loads)
@@ -136,15 +113,26 @@ def test_nothing_is_loaded_from_anywhere(html: str) -> None:
 def test_the_bytes_follow_from_the_inputs(study: Study, html: str) -> None:
     code = (
         "import sys, hashlib; from hcs_ray.study import open_study; from hcs_ray.report import build\n"
-        "page = build.render(build.context(open_study(sys.argv[1]), lambda *_: None))\n"
-        "print(hashlib.sha256(page.encode()).hexdigest())"
+        "study = open_study(sys.argv[1])\n"
+        "page = build.context(study, study.claim('report'), lambda *_: None)\n"
+        "digest = hashlib.sha256(build.render(page.values).encode())\n"
+        "for path, data in page.annex: digest.update(path.encode() + data)\n"
+        "print(digest.hexdigest())"
     )
     root = str(study.storage.url)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, root], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == hashlib.sha256(html.encode()).hexdigest()
+    digest = hashlib.sha256(html.encode())
+    record = read_record(study.storage, study.place("report"))
+    assert record is not None
+    files = list(build.context(study, study.claim("report"), quiet).annex)
+    for path, data in files:
+        assert study.storage.read(f"reports/main/{path}") == data
+        digest.update(path.encode() + data)
+    assert done.stdout.strip() == digest.hexdigest()
+    assert set(record.outputs) == {f"reports/main/{path}" for path in ("index.html", *dict(files))}
     assert root not in html
 
 
@@ -156,8 +144,7 @@ def test_a_complete_report_is_left_alone(study: Study, html: str) -> None:
 
 
 def test_the_lineage_leads_to_raw_hashes(study: Study, html: str) -> None:
-    assert list(behind("report")) == ["shard", "split", "train", "embed", "profile", "map", "outliers"]
-    for stage in behind("report"):
+    for stage in list(STAGES)[: list(STAGES).index("report")]:
         record = study.storage.read(study.place(stage).record)
         assert f'title="{hashlib.sha256(record).hexdigest()}"' in html
     assert f'image.csv <span class="mono soft" title="{"0" * 64}"' in html
@@ -180,9 +167,10 @@ def test_a_run_without_test_compounds_and_without_outliers_has_its_report(
     evaluation = read_evaluation(study) | {"classification": None}
     for guard in ("nsc", "nscb"):
         evaluation[guard] = evaluation[guard] | {"held_out": nobody}
+    assert material.outliers is not None
     ordinary = {level: table.assign(reason=None, evidence=None) for level, table in material.outliers.items()}
     drawn = pictures.FieldPictures(material.reader, material.index)
-    page = build.context(study, quiet) | build.answer_sections(evaluation)
+    page = context(study) | sections.answer_values(evaluation)
     page["suspects"] = outliers.suspects(ordinary, material.fields, drawn, 0)
     text = Page(build.render(page)).text
     assert "Nothing could be scored on held-out compounds" in text
@@ -191,11 +179,12 @@ def test_a_run_without_test_compounds_and_without_outliers_has_its_report(
 
 
 def test_a_map_says_how_it_was_made_and_whether_it_was_told_labels(study: Study, material: Material) -> None:
-    page = build.context(study, quiet)
+    page = context(study)
     plain = Page(build.render(page)).text
     assert "UMAP, cosine distance, 15 neighbours, minimum distance 0.1, seed 42; all 52 fields" in plain
     assert "was told" not in plain
     told = {"supervised": "moa", "densmap": True, "fields": 9000, "landmarks": 52}
+    assert material.map_about is not None
     page["map"] = fieldmap.field_map(material.fields, material.map_about.model_copy(update=told))
     html = build.render(page)
     text = Page(html).text
@@ -254,11 +243,19 @@ def test_leaked_scores_are_marked(study: Study, html: str) -> None:
     assert [query.leaked for query in listed] == [False, False, True, True, True, True]
 
 
-def test_verdicts_of_the_page_are_those_of_the_evaluation(study: Study, html: str) -> None:
+def test_verdicts_of_the_page_are_those_of_the_evaluation(
+    study: Study, material: Material, html: str
+) -> None:
     evaluation = read_evaluation(study)
     verdicts = [evaluation[guard]["held_out"]["above_chance"] for guard in ("nscb", "nsc")]
     verdicts.append(evaluation["classification"]["treatment"]["above_chance"])
+    assert material.profiled is not None
+    leaked = evaluation["track"]["leaked_compounds"]
+    found = replicates.replicates(material.profiled.wells, study.config.profile, leaked)
+    assert not isinstance(found, str)
+    verdicts.append(found.held_out.verdict == "above chance")
     verdicts += [evaluation[guard]["above_chance"] for guard in ("nscb", "nsc")]
+    verdicts.append(found.overall.verdict == "above chance")
     shown = re.findall(r'<span class="badge (?:above|below)">((?:not )?above chance)</span>', html)
     assert shown == ["above chance" if verdict else "not above chance" for verdict in verdicts]
 
@@ -281,58 +278,8 @@ def test_the_gauge_of_batch_leak_is_read_in_words(share: float, expected: float,
 def test_scores_of_mechanisms_add_up_to_the_evaluation(study: Study) -> None:
     evaluation = read_evaluation(study)
     rows = scores.mechanisms(scores.queries(evaluation))
-    assert sum(row.held_out_right for row in rows) == evaluation["nscb"]["held_out"]["correct"]
-    assert sum(row.held_out for row in rows) == evaluation["nscb"]["held_out"]["total"]
-    right = sum(row.held_out_right + row.leaked_right for row in rows)
+    assert sum(row.nscb_held_out.right for row in rows) == evaluation["nscb"]["held_out"]["correct"]
+    assert sum(row.nsc_held_out.right for row in rows) == evaluation["nsc"]["held_out"]["correct"]
+    assert sum(row.nscb_held_out.total for row in rows) == evaluation["nscb"]["held_out"]["total"]
+    right = sum(row.nscb_held_out.right + row.nscb_leaked.right for row in rows)
     assert right == evaluation["nscb"]["correct"]
-
-
-# --- In a browser -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    quiet_flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=quiet_flags)
-        yield opened
-        opened.close()
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_report_opens_from_disk_without_a_network(
-    browser: Any, study: Study, html: str, tmp_path: Path, width: int
-) -> None:
-    page = browser.new_context(offline=True, viewport={"width": width, "height": 900}).new_page()
-    asked: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(f"file://{Path(study.storage.url).resolve()}/reports/main/index.html")
-    assert page.title() == "Screen <1> & more: main"
-    assert page.locator("section h2").all_inner_texts()[:2] == ["In short", "The screen"]
-    assert page.evaluate("[...document.images].every(i => !i.src || (i.complete && i.naturalWidth > 0))")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "cut off at the side"
-
-    rank = page.locator("#neighbours table").nth(1).locator("th").nth(4)
-    rank.get_by_role("button").click()
-    assert rank.get_attribute("aria-sort") == "ascending"
-    cells = page.locator("#neighbours table").nth(1).locator("tbody td:nth-child(5)").all_inner_texts()
-    assert [float(cell) for cell in cells] == sorted(float(cell) for cell in cells)
-    page.locator(".zoom").first.click()
-    assert page.locator("dialog img").is_visible()
-    page.keyboard.press("Escape")
-    page.locator(".keys button").nth(2).click()
-    assert page.locator(".map use.pick").count() == 12  # three compounds, two plates, two sites
-    page.screenshot(path=tmp_path / f"report-{width}.png", full_page=True)
-
-    assert not complaints
-    assert all(url.startswith(("file://", "data:")) for url in asked)
-    assert len([url for url in asked if url.startswith("file://")]) == 1

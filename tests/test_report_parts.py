@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,15 @@ from hypothesis import strategies as st
 from hcs_ray import contracts as c
 from hcs_ray import palette
 from hcs_ray.report import fieldmap, order, outliers, pictures, plates, scores, screen
-from hcs_ray.report.material import Material, gather
-from tests.report_study import CHANNELS, EVIL_MOA, make_study
+from hcs_ray.report.material import Material
+from hcs_ray.study import open_study
+from tests.report_page import material_of
+from tests.report_study import CHANNELS, EVIL_MOA
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return gather(make_study(tmp_path_factory.mktemp("study")))
+def material(report_folder: Path) -> Material:
+    return material_of(open_study(str(report_folder)))
 
 
 def test_a_confusion_matrix_shows_counts_and_shares_of_its_rows() -> None:
@@ -99,6 +102,7 @@ def test_the_typical_field_is_the_one_in_the_middle() -> None:
 
 
 def test_the_map_shows_every_field_upright_and_in_its_frame(material: Material) -> None:
+    assert material.map_about is not None
     found = fieldmap.field_map(material.fields, material.map_about)
     assert (found.shown, found.total) == (52, 52)
     assert [group.name for group in found.groups] == ["no label", "DMSO", "A", EVIL_MOA]
@@ -110,6 +114,7 @@ def test_the_map_shows_every_field_upright_and_in_its_frame(material: Material) 
 
 
 def test_thumbnails_are_shared_out_among_fields_wells_and_treatments(material: Material) -> None:
+    assert material.outliers is not None
     tables = dict(material.outliers)
     tables["well"] = tables["well"].assign(reason="mislabelled", evidence="near to another")
     drawn = pictures.FieldPictures(material.reader, material.index)

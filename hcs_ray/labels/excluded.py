@@ -20,10 +20,14 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class ExcludedFields:
-    """The keys that some rules of ``labels.exclude`` leave out, each with its reasons, as ``label bad``."""
+    """The keys that some rules of ``labels.exclude`` leave out, each with its reasons, as ``label bad``.
+
+    ``users`` decided last about each of them.
+    """
 
     rules: tuple[str, ...] = ()
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -38,7 +42,12 @@ class ExcludedFields:
     def to_bytes(self) -> bytes:
         """The content of `EXCLUDED_FILE`."""
         listed = {key: list(why) for key, why in sorted(self.reasons.items())}
-        document = {"format": _FORMAT, **self.claim, "excluded": listed}
+        document = {
+            "format": _FORMAT,
+            **self.claim,
+            "excluded": listed,
+            "users": dict(sorted(self.users.items())),
+        }
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -47,7 +56,8 @@ def parse_excluded(data: bytes) -> ExcludedFields | None:
     try:
         document = json.loads(data)
         reasons = {str(key): tuple(map(str, why)) for key, why in document["excluded"].items()}
-        found = ExcludedFields(tuple(document["exclude"]), reasons)
+        users = {str(key): str(user) for key, user in document["users"].items()}
+        found = ExcludedFields(tuple(document["exclude"]), reasons, users)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if document.get("sha256") == found.sha256 else None
@@ -63,7 +73,7 @@ def excluded_fields(labels: Mapping[str, FieldLabel], rules: Sequence[str]) -> E
         why += [f"tag {tag}" for tag in sorted(label.tags & tags)]
         if why:
             reasons[key] = tuple(why)
-    return ExcludedFields(tuple(wanted), reasons)
+    return ExcludedFields(tuple(wanted), reasons, {key: labels[key].user for key in reasons})
 
 
 class LabelSnapshot:

@@ -17,6 +17,7 @@ from hcs_ray.profiles.build import read_evaluation
 from hcs_ray.profiles.compare import PICTURE, read_comparison
 from hcs_ray.profiles.fold_stage import read_folds
 from hcs_ray.report.before import Run, read_run
+from hcs_ray.report.labelled import LeftOut, left_out
 from hcs_ray.report.standing import Standing
 from hcs_ray.report.sweeps import Board, board
 from hcs_ray.shards.read import ShardReader
@@ -71,6 +72,7 @@ class Material:
     folds: dict[str, Any] | None
     compared: Compared | None
     sweeps: tuple[Board, ...]
+    left_out: tuple[LeftOut, ...]
     before: Run | None
 
 
@@ -103,6 +105,7 @@ def gather(study: Study, standing: Standing) -> Material:
         folds=read_folds(study) if "folds" in there else None,
         compared=_compared(study) if "compare" in there else None,
         sweeps=tuple(board(study, name) for name in standing.sweeps),
+        left_out=left_out(study, standing),
         before=read_run(standing.before, outliers is not None) if standing.before else None,
     )
 

@@ -16,6 +16,7 @@ from hcs_ray.report import training as trained
 from hcs_ray.report.annex import Annex, file_name
 from hcs_ray.report.chart import Chart
 from hcs_ray.report.figures import by_plate
+from hcs_ray.report.labelled import left_out_table
 from hcs_ray.report.material import Material
 from hcs_ray.report.pictures import FieldPictures
 from hcs_ray.report.plate_figures import plates_figure
@@ -27,7 +28,10 @@ _SHOWN_MEASURES: Final = 2  # the others are folded away
 
 def answers(material: Material, annex: Annex, config: ProfileConfig) -> dict[str, Any]:
     """The headline, scores by mechanism, neighbours and confusion: of ``evaluation.json`` and the wells."""
-    page: dict[str, Any] = {"folds": tracks.folds(material.folds), "evaluated": False, "labelled": None}
+    page: dict[str, Any] = {"folds": tracks.folds(material.folds), "evaluated": False}
+    page["left_out"] = material.left_out
+    if material.left_out:
+        annex.table("left-out", "Fields that labels have left out", left_out_table(material.left_out))
     if material.profiled is None:
         return page
     evaluation = material.profiled.evaluation

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hcs_ray.profiles.exclusions import FLAG_PREFIX
 from hcs_ray.profiles.fold_stage import headline_setting, hits_text
 from hcs_ray.report.answers import Answer, Gauge, batch_gauge, score_answer
 
@@ -36,6 +37,7 @@ class Beside:
     rows: tuple[Row, ...]
     reasons: str
     note: str
+    flagged: bool  # quality flags are among the reasons
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,17 @@ def side_by_side(evaluation: Mapping[str, Any]) -> Beside | None:
     if not excluded["fields"] and not excluded["wells_too_small"]:
         return None
     reasons = ", ".join(
-        f"{count} {name.removeprefix('QC_Flag_')}" for name, count in excluded["by_reason"].items()
+        f"{count} {name.removeprefix(FLAG_PREFIX)}" for name, count in excluded["by_reason"].items()
     )
+    flagged = any(name.startswith(FLAG_PREFIX) for name in excluded["by_reason"])
     whole = _row(f"all {excluded['fields_of']}", evaluation.get("all_fields", evaluation))
     if excluded["scores"] is None:
-        return Beside((whole,), reasons, f"Without them nothing can be scored: {excluded['impossible']}.")
+        note = f"Without them nothing can be scored: {excluded['impossible']}."
+        return Beside((whole,), reasons, note, flagged)
     rest = f"without {excluded['fields']}"
     if excluded["minimum_fields"] > 1:
         rest += f", and without {excluded['wells_too_small']} wells below {excluded['minimum_fields']} fields"
-    return Beside((whole, _row(rest, excluded["scores"])), reasons, _lost(excluded))
+    return Beside((whole, _row(rest, excluded["scores"])), reasons, _lost(excluded), flagged)
 
 
 def folds(found: Mapping[str, Any] | None) -> Folds | None:
