@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -18,6 +19,10 @@ class _Part(JSComponent):
 
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)  # type: ignore[no-untyped-call]
+
+    def on_told(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Call ``hear`` with what the part's JavaScript sends."""
+        self.on_msg(lambda event: hear(event.data))
 
 
 class Gallery(_Part):

@@ -3,7 +3,7 @@ const MARKS = { good: "✓", bad: "✕", unsure: "?" };
 
 export function render({ model }) {
   const list = document.createElement("div");
-  list.className = "gallery";
+  list.className = "cards";
   list.setAttribute("role", "list");
   const cards = new Map();
 

@@ -13,7 +13,7 @@ function symbol(entry) {
 
 export function render({ model }) {
   const box = document.createElement("div");
-  box.className = "legend";
+  box.className = "colours";
 
   function text(className, content) {
     const part = document.createElement("span");

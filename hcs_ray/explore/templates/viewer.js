@@ -3,7 +3,7 @@ const MOST = 40;
 
 export function render({ model }) {
   const box = document.createElement("div");
-  box.className = "viewer";
+  box.className = "stage";
   const canvas = document.createElement("canvas");
   canvas.tabIndex = 0;
   const bar = document.createElement("div");

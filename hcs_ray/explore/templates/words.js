@@ -1,7 +1,7 @@
 // Text, as lines or as terms with what is said of them; never markup.
 export function render({ model }) {
   const box = document.createElement("div");
-  box.className = "words";
+  box.className = "said";
   if (model.polite) box.setAttribute("aria-live", "polite");
 
   function draw() {

@@ -95,7 +95,16 @@ class DoseView:
             line_color="line", line_width=2,
         )  # fmt: skip
         plot.add_layout(
-            Whisker(source=self._points, base="x", upper="high", lower="low", line_color="colour")
+            Whisker(
+                source=self._points,
+                base="x",
+                upper="high",
+                lower="low",
+                line_color="colour",
+                upper_head=None,
+                lower_head=None,
+                line_width=1.5,
+            )
         )
         plot.add_tools(
             HoverTool(

@@ -90,7 +90,7 @@ class FieldView:
             pn.Row(self.low, self.high, margin=0),
             self.corrected,
             self.apart,
-            width=300,
+            width=318,
         )
         strips = [
             pn.Column(
@@ -227,11 +227,11 @@ def facts(about: dict[str, Any]) -> list[list[str]]:
 
 
 def _channel(name: str, colour: str) -> Channel:
-    limit = {"start": 0, "end": _BRIGHTEST, "step": 50, "width": 82}
+    limit = {"start": 0, "end": _BRIGHTEST, "step": 50, "width": 84, "margin": (2, 3)}
     return Channel(
         name,
-        pn.widgets.Checkbox(name=name, value=True, width=82, margin=(20, 5, 5, 5)),
-        pn.widgets.ColorPicker(value=colour, width=40, margin=(16, 2, 5, 2)),
+        pn.widgets.Checkbox(name=name, value=True, width=84, margin=(20, 2, 2, 5)),
+        pn.widgets.ColorPicker(value=colour, width=38, margin=(16, 3, 2, 2)),
         pn.widgets.IntInput(name="low", value=0, **limit),
         pn.widgets.IntInput(name="high", value=_BRIGHTEST, **limit),
     )

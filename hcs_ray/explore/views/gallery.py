@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import pandas as pd
 import panel as pn
 
 from hcs_ray import contracts as c
@@ -34,12 +35,18 @@ def items(explorer: Explorer, rows: Any) -> list[dict[str, Any]]:
             "key": str(fields[c.KEY].iat[row]),
             "title": explorer.names[row],
             "lines": [
-                str(fields[c.TREATMENT].iat[row]),
-                f"{fields[c.PLATE].iat[row]} {fields[c.WELL].iat[row]} s{fields[c.SITE].iat[row]}",
+                str(fields[c.COMPOUND].iat[row]),
+                f"{_dose(fields, row)} · {fields[c.WELL].iat[row]} s{fields[c.SITE].iat[row]}",
+                str(fields[c.PLATE].iat[row]),
             ],
         }
         for row in rows
     ]
+
+
+def _dose(fields: pd.DataFrame, row: int) -> str:
+    dose = float(fields[c.CONCENTRATION].to_numpy(float)[row])
+    return f"{dose:g} µM" if dose > 0 else "control"
 
 
 def label_marks(explorer: Explorer, rows: Any) -> dict[str, list[str]]:
@@ -63,7 +70,7 @@ def connected(gallery: Gallery, session: Session) -> Gallery:
         gallery.current = session.current
 
     gallery.version = session.explorer.version
-    gallery.on_msg(clicked)
+    gallery.on_told(clicked)
     session.on("labels", labelled)
     session.on("current", gone)
     return gallery
@@ -76,8 +83,8 @@ class GalleryView:
         self._session = session
         self._page = 0
         self.gallery = connected(Gallery(empty=_EMPTY, sizing_mode="stretch_width"), session)
-        self.before = pn.widgets.Button(name="‹", width=36, description="The page before")
-        self.after = pn.widgets.Button(name="›", width=36, description="The next page")
+        self.before = pn.widgets.Button(name="‹", width=36, margin=(3, 2), description="The page before")
+        self.after = pn.widgets.Button(name="›", width=36, margin=(3, 2), description="The next page")
         self.title = Words(sizing_mode="stretch_width")
         self.before.on_click(lambda _: self._turn(-1))
         self.after.on_click(lambda _: self._turn(1))

@@ -15,6 +15,7 @@ from hcs_ray.labels import VERDICTS, checked_tag
 
 THIS_FIELD: Final = "this field"
 SELECTION: Final = "selection"
+_MARGIN: Final = (3, 3)
 _KEY_OF: Final = {"good": "g", "bad": "b", "unsure": "u"}
 _COLOUR_OF: Final = {"good": "success", "bad": "danger", "unsure": "warning"}
 
@@ -25,24 +26,30 @@ class LabelView:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.about = pn.widgets.RadioButtonGroup(
-            name="The label is for", options={"This field": THIS_FIELD, "Selection": SELECTION}
+            name="The label is for",
+            options={"This field": THIS_FIELD, "Selection": SELECTION},
+            margin=_MARGIN,
         )
         self.verdicts = [
             pn.widgets.Button(
                 name=f"{verdict.capitalize()} · {_KEY_OF[verdict]}",
                 button_type=_COLOUR_OF[verdict],
+                margin=_MARGIN,
                 description=f"{_KEY_OF[verdict]}: this field; Shift: the selection",
             )
             for verdict in VERDICTS
         ]
-        self.clear = pn.widgets.Button(name="None · c", description="Take the verdict away")
-        self.undo = pn.widgets.Button(name="Undo · z", description="Take my last decision back")
-        self.tag = pn.widgets.TextInput(placeholder="tag, as in debris", width=130)
-        self.add = pn.widgets.Button(name="Add tag")
-        self.remove = pn.widgets.Button(name="Remove tag")
+        self.clear = pn.widgets.Button(name="None · c", margin=_MARGIN, description="Take the verdict away")
+        self.undo = pn.widgets.Button(
+            name="Undo · z", margin=_MARGIN, description="Take my last decision back"
+        )
+        self.tag = pn.widgets.TextInput(placeholder="tag, as in debris", width=130, margin=_MARGIN)
+        self.add = pn.widgets.Button(name="Add tag", margin=_MARGIN)
+        self.remove = pn.widgets.Button(name="Remove tag", margin=_MARGIN)
         self.download = pn.widgets.FileDownload(
             callback=self._csv, filename=f"{session.explorer.scene.study.name}-labels.csv",
-            label="CSV", button_type="default", description="All labels as a CSV file",
+            label="Labels as CSV", margin=_MARGIN, button_type="default",
+            description="All labels as a CSV file",
         )  # fmt: skip
         self.keys = Keys(width=0, height=0, margin=0)
         self.said = Words(polite=True, sizing_mode="stretch_width")
@@ -70,7 +77,7 @@ class LabelView:
         self.undo.on_click(lambda _: session.undo())
         self.add.on_click(lambda _: self._tag(add=True))
         self.remove.on_click(lambda _: self._tag(add=False))
-        self.keys.on_msg(lambda message: self._pressed(str(message["key"]), bool(message["shift"])))
+        self.keys.on_told(lambda message: self._pressed(str(message["key"]), bool(message["shift"])))
         session.on("selection", self._show)
         session.on("current", self._show)
         session.on("labels", self._show)

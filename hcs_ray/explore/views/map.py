@@ -128,7 +128,7 @@ class MapView:
         plot.on_change("inner_height", self._resized)
         self.colour.param.watch(lambda _: self.redraw(), "value")
         self.clear.on_click(lambda _: session.clear())
-        self.legend.on_msg(self._category)
+        self.legend.on_told(self._category)
         session.on("selection", self.redraw)
         session.on("current", self._show_ring)
         session.on("labels", self._relabelled)

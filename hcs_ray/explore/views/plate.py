@@ -48,7 +48,7 @@ class PlateView:
         self._plates = sorted({str(plate) for plate in fields[c.PLATE]}, key=natural)
         self._wells = ColumnDataSource({name: [] for name in _COLUMNS})
         self._table = pd.DataFrame()
-        self.plate = pn.widgets.Select(name="Plate", options=self._plates, width=165)
+        self.plate = pn.widgets.Select(name="Plate", options=self._plates, width=125)
         self.column = pn.widgets.Select(
             name="Well's colour", options=[*number_choices(session), SELECTED], sizing_mode="stretch_width"
         )
