@@ -105,7 +105,7 @@ def _rows(study: Study, keys: list[str]) -> list[dict[str, Any]]:
     index = read_index(study).set_index(c.KEY, drop=False)
     if unknown := [key for key in keys if key not in index.index]:
         near = difflib.get_close_matches(unknown[0], index.index, 1, 0)
-        more = f" (and {len(unknown) - 1} more keys)" if len(unknown) > 1 else ""
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest is {near[0]}" if near else ""
         raise InputError(f"{study.storage.url}: has no field {unknown[0]}{more}{hint}")
     return c.rows_of(index.loc[keys])
