@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Final
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from hcs_ray.config import VERDICTS, Verdict
 from hcs_ray.contracts import InputError
 
 EVENTS: Final = "labels/events"
 EVENT_FORMAT: Final = 1
+FOREIGN: Final = "not a label's file; move it elsewhere"
 _LONGEST_USER: Final = 60
 _LONGEST_TAG: Final = 40
 _TIME: Final = "%Y%m%dT%H%M%S%fZ"
@@ -64,15 +65,15 @@ def event_path(decision_id: str) -> str:
 def parse_decision(path: str, data: bytes) -> Decision:
     """The decision of a file, checked as one that is made now; `InputError` says what is wrong with it."""
     name = path.rpartition("/")[2].removesuffix(".json")
-    if not path.endswith(".json") or not _ID.fullmatch(name):
-        raise InputError("not a label's file; move it elsewhere")
+    if not is_event(path):
+        raise InputError(FOREIGN)
     try:
         document = json.loads(data)
         found = document.pop("format", None)
         if found != EVENT_FORMAT:
             raise InputError(f"label format {found}; this version reads format {EVENT_FORMAT}")
         decision = _adapter().validate_json(json.dumps(document))
-    except (ValueError, ValidationError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):  # pydantic's are ValueErrors
         raise InputError("damaged: not the JSON of a decision; restore or delete it") from None
     if decision.id != name:
         raise InputError(f"holds the decision {decision.id!r}, not that of its name")
@@ -170,4 +171,5 @@ def stamp_of(decision_id: str) -> str:
 
 def is_event(path: str) -> bool:
     """Whether a file below `EVENTS` has the name of a decision."""
-    return path.endswith(".json") and bool(_ID.fullmatch(path.rpartition("/")[2].removesuffix(".json")))
+    folder, _, name = path.rpartition("/")
+    return folder == EVENTS and name.endswith(".json") and bool(_ID.fullmatch(name.removesuffix(".json")))

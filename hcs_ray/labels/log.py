@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from hcs_ray.contracts import HcsError, InputError, safe_name
 from hcs_ray.labels.decision import (
     EVENTS,
+    FOREIGN,
     Decision,
     check_decision,
     checked_key,
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
 _READERS: Final = 16  # an S3 answers one small read at a time slowly, and many at once no slower
 _ATTEMPTS: Final = 3
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """This machine's clock."""
+    return datetime.now(UTC)
 
 
 def decide(
@@ -50,7 +57,7 @@ def decide(
     """
     newest = max(map(_id_of, filter(is_event, storage.sizes(EVENTS))), default=None)
     asked = _asked(user, keys, verdict, clear, add_tags, remove_tags)
-    return _put(storage, asked, newest)
+    return _put(storage, asked, newest, utc_now)
 
 
 def undo(storage: Storage, user: str, decision_id: str) -> Decision:
@@ -79,12 +86,13 @@ class LabelLog:
     lost.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Clock = utc_now) -> None:
         self._storage = storage
+        self._clock = clock
         self._refreshing = threading.Lock()
         self._lock = threading.Lock()
         self._known: dict[str, Decision] = {}  # by path
-        self._problems: dict[str, tuple[int, str]] = {}  # path -> size when it was read, and what is wrong
+        self._problems: dict[str, str] = {}  # path -> what is wrong
         self._labels: dict[str, FieldLabel] | None = None
         self._table: pd.DataFrame | None = None
 
@@ -102,7 +110,7 @@ class LabelLog:
     def flaws(self) -> dict[str, str]:
         """The same: path below the study's root -> what is wrong with the file."""
         with self._lock:
-            return {path: why for path, (_, why) in sorted(self._problems.items())}
+            return dict(sorted(self._problems.items()))
 
     def warn(self) -> None:
         """Log `problems`."""
@@ -110,44 +118,40 @@ class LabelLog:
             logging.getLogger("hcs_ray").warning("%s (left out of the labels)", line)
 
     def refresh(self) -> bool:
-        """List ``labels/events`` and read what was not read yet; True where the decisions changed.
+        """List ``labels/events`` and read what was not understood yet; True where the decisions changed.
 
         HcsError: the storage does not answer. What was read before stays.
         """
         with self._refreshing:
             with self._lock:
                 before = set(self._known)
-                tried = {path: size for path, (size, _) in self._problems.items()}
-            there = self._storage.sizes(EVENTS)
-            new = [path for path, size in there.items() if path not in before and tried.get(path) != size]
-            found, problems = self._read(new, there)
-            gone = before - there.keys()
+            there = self._storage.sizes(EVENTS).keys()
+            found, problems = self._read(sorted(there - before))
+            gone = before - there
             with self._lock:
                 changed = bool(gone or found.keys() - self._known.keys())
                 for path in gone:
                     del self._known[path]
                 self._known |= found
-                kept = {path: why for path, why in self._problems.items() if path in there}
-                self._problems = {path: why for path, why in kept.items() if path not in found} | problems
+                self._problems = problems
                 if changed:
                     self._labels = self._table = None
             return changed
 
-    def _read(
-        self, paths: list[str], sizes: dict[str, int]
-    ) -> tuple[dict[str, Decision], dict[str, tuple[int, str]]]:
-        """The decisions of some files, and what is wrong with the others."""
+    def _read(self, paths: list[str]) -> tuple[dict[str, Decision], dict[str, str]]:
+        """The decisions of some files, and what is wrong with the others; foreign files are not read."""
         found: dict[str, Decision] = {}
-        problems: dict[str, tuple[int, str]] = {}
+        problems = {path: FOREIGN for path in paths if not is_event(path)}
+        events = [path for path in paths if path not in problems]
         with ThreadPoolExecutor(_READERS) as pool:
-            contents = list(pool.map(self._storage.read_versioned, paths))
-        for path, content in zip(paths, contents, strict=True):
+            contents = list(pool.map(self._storage.read_versioned, events))
+        for path, content in zip(events, contents, strict=True):
             if content is None:  # deleted since it was listed
                 continue
             try:
                 found[path] = parse_decision(path, content[0])
             except InputError as error:
-                problems[path] = (sizes[path], str(error))
+                problems[path] = str(error)
         return found, problems
 
     def decide(
@@ -172,7 +176,7 @@ class LabelLog:
     def _add(self, asked: Decision) -> Decision:
         with self._lock:
             newest = max((decision.id for decision in self._known.values()), default=None)
-        made = _put(self._storage, asked, newest)
+        made = _put(self._storage, asked, newest, self._clock)
         with self._lock:
             self._known[made.path] = made
             self._labels = self._table = None
@@ -226,10 +230,10 @@ def _asked(
     return asked
 
 
-def _put(storage: Storage, asked: Decision, newest: str | None) -> Decision:
+def _put(storage: Storage, asked: Decision, newest: str | None, clock: Clock) -> Decision:
     """Write a decision under an id after ``newest``."""
     for _ in range(_ATTEMPTS):
-        now = datetime.now(UTC)
+        now = clock()
         name = f"{next_stamp(now, newest)}-{safe_name(asked.user)}-{uuid.uuid4().hex}"
         made = replace(asked, id=name, time=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
         data = made.to_bytes()
