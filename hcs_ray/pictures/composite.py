@@ -58,5 +58,10 @@ def dimmed(colours: Colours) -> Colours:
 
 def add_up(light: Planes, colours: Colours) -> Image8:
     """Light (C, H, W), 0 to 1, times colours (C, 3), summed: RGB (H, W, 3) uint8, rounded, cut at 255."""
-    rgb = np.einsum("chw,ck->hwk", light, colours)
-    return np.asarray(np.clip(rgb, 0, 1) * 255 + 0.5, dtype=np.uint8)
+    rgb = np.empty((*light.shape[1:], 3), np.uint8)
+    for number, shares in enumerate(np.asarray(colours, light.dtype).T):
+        plane = np.minimum(np.tensordot(shares, light, 1), 1)
+        plane *= 255
+        plane += 0.5
+        rgb[..., number] = plane
+    return rgb
