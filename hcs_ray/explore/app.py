@@ -25,10 +25,17 @@ _FIELD_TAB: Final = 1
 _LOST: Final = "document.getElementById('lost').hidden = false"
 
 
+class _Page(pn.Template):
+    """The template; its representation is short, since Panel asks for it at every part that is added."""
+
+    def __repr__(self) -> str:
+        return "Page()"
+
+
 def page(explorer: Explorer, colourings: Colourings, document: Document) -> pn.template.BaseTemplate:
     """A new session's page."""
     session = Session(explorer, document)
-    template = pn.Template((_TEMPLATES / "explorer.html.j2").read_text())
+    template = _Page((_TEMPLATES / "explorer.html.j2").read_text())
     template.add_variable("css", (_TEMPLATES / "explorer.css").read_text())
     template.add_variable("study_title", explorer.title)
     template.add_variable("summary", summary(explorer))

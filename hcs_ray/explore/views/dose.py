@@ -34,7 +34,7 @@ class DoseView:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._table = pd.DataFrame()
-        self._points = ColumnDataSource(_NO_POINTS)
+        self._points = ColumnDataSource(_NO_POINTS, name="doses")
         self._lines = ColumnDataSource({"xs": [], "ys": [], "colour": []})
         self._control = ColumnDataSource({"x0": [], "x1": [], "y": []})
         self.column = pn.widgets.Select(
@@ -80,7 +80,8 @@ class DoseView:
 
     def _figure(self) -> Any:
         plot = figure(
-            x_axis_type="log", toolbar_location=None, tools="", height=220, sizing_mode="stretch_width",
+            name="dose figure", x_axis_type="log", toolbar_location=None, tools="", height=220,
+            sizing_mode="stretch_width",
             x_axis_label="concentration, µM", x_range=Range1d(start=0.01, end=100),
             y_range=Range1d(start=0, end=1),
         )  # fmt: skip

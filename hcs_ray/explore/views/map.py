@@ -51,9 +51,9 @@ class MapView:
         self._size = _INITIAL_PX
         self._inner: dict[str, int] = {}  # as the browser tells it, one after the other
         self._fitted = False
-        self._image = ColumnDataSource({"image": [], "x": [], "y": [], "dw": [], "dh": []})
-        self._marks = ColumnDataSource(_NO_MARKS)
-        self._ring = ColumnDataSource({"x": [], "y": []})
+        self._image = ColumnDataSource({"image": [], "x": [], "y": [], "dw": [], "dh": []}, name="image")
+        self._marks = ColumnDataSource(_NO_MARKS, name="marks")
+        self._ring = ColumnDataSource({"x": [], "y": []}, name="ring")
         self.figure = self._figure()
         self.colour = pn.widgets.Select(
             name="Colour", groups=colourings.groups, value=colourings.first, width=230
@@ -89,6 +89,7 @@ class MapView:
         pad = np.maximum((high - low) * _MARGIN, 1e-6)
         (left, bottom), (right, top) = low - pad, high + pad
         plot = figure(
+            name="map figure",
             x_range=Range1d(start=left, end=right),
             y_range=Range1d(start=bottom, end=top),
             tools="pan,reset",
@@ -233,7 +234,12 @@ class MapView:
         self.legend.param.update(
             title=colouring.title,
             entries=[
-                {"name": one.name, "colour": one.style.colour, "mark": one.style.mark, "fields": one.fields}
+                {
+                    "name": one.name,
+                    "colour": one.style.colour,
+                    "mark": one.style.mark if drawn.image["x"] == [] else "o",
+                    "fields": one.fields,
+                }
                 for one in self._entries
             ],
             scale=scale if colouring.kind == "number" else {},

@@ -46,7 +46,7 @@ class PlateView:
         self._session = session
         fields = session.explorer.fields
         self._plates = sorted({str(plate) for plate in fields[c.PLATE]}, key=natural)
-        self._wells = ColumnDataSource({name: [] for name in _COLUMNS})
+        self._wells = ColumnDataSource({name: [] for name in _COLUMNS}, name="wells")
         self._table = pd.DataFrame()
         self.plate = pn.widgets.Select(name="Plate", options=self._plates, width=125)
         self.column = pn.widgets.Select(
@@ -83,7 +83,7 @@ class PlateView:
 
     def _figure(self) -> Any:
         plot = figure(
-            x_axis_location="above", toolbar_location=None, tools="", height=250,
+            name="plate figure", x_axis_location="above", toolbar_location=None, tools="", height=250,
             sizing_mode="stretch_width", x_range=Range1d(start=0.5, end=12.5),
             y_range=Range1d(start=8.5, end=0.5),
         )  # fmt: skip
@@ -97,7 +97,7 @@ class PlateView:
         )  # fmt: skip
         plot.text(
             "x", "y", text="mark", source=self._wells, text_align="center", text_baseline="middle",
-            text_color="white", text_font_size="11px", text_font_style="bold",
+            text_color="white", text_font_size="14px", text_font_style="bold",
             text_outline_color=_INK,
         )  # fmt: skip
         plot.add_tools(
@@ -150,9 +150,9 @@ class PlateView:
         plot = self.figure
         plot.x_range.update(start=0.5, end=columns + 0.5)
         plot.y_range.update(start=rows + 0.5, end=0.5)
-        step = 1 if columns <= 24 else 2
+        step = max(1, columns // 12)
         plot.xaxis.ticker = list(range(1, columns + 1, step))
-        plot.yaxis.ticker = list(range(1, rows + 1, step))
+        plot.yaxis.ticker = list(range(1, rows + 1, max(1, step // 2)))
         plot.yaxis.major_label_overrides = {row: row_letters(row - 1) for row in range(1, rows + 1)}
         here = self._here()
         picked = (chosen[COUNT] > 0).to_numpy()
