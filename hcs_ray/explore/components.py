@@ -31,6 +31,7 @@ class Gallery(_Part):
     items: Any = param.List()
     labels: Any = param.Dict(default={})
     current: Any = param.Integer(default=None, allow_None=True)
+    label: Any = param.String()
     empty: Any = param.String()
     version: Any = param.String()
     follow: Any = param.Boolean(default=True)

@@ -4,7 +4,8 @@ const MARKS = { good: "✓", bad: "✕", unsure: "?" };
 export function render({ model }) {
   const list = document.createElement("div");
   list.className = "cards";
-  list.setAttribute("role", "list");
+  list.setAttribute("role", "group");
+  list.setAttribute("aria-label", model.label);
   const cards = new Map();
 
   function card(item) {

@@ -40,7 +40,11 @@ class Channel:
     def view(self) -> ChannelView:
         """As they are set."""
         return ChannelView(
-            self.name, self.colour.value, self.shown.value, float(self.low.value), float(self.high.value)
+            self.name,
+            self.colour.value,
+            bool(self.shown.value),
+            float(self.low.value),
+            float(self.high.value),
         )
 
 
@@ -60,15 +64,17 @@ class FieldView:
         self._session = session
         colours = channel_colours(session.explorer.scene.channels)
         self.channels = [_channel(name, to_hex(rgb_of(colours[name]))) for name in colours]
-        self.corrected = pn.widgets.Checkbox(name="Illumination corrected", value=False)
-        self.apart = pn.widgets.Checkbox(name="Channels side by side", value=False)
-        self.percentile = pn.widgets.Checkbox(name="Contrast by percentiles of each field", value=True)
+        self.corrected = _check("Illumination corrected", False)
+        self.apart = _check("Channels side by side", False)
+        self.percentile = _check("Contrast by percentiles of each field", True)
         self.low = pn.widgets.FloatInput(name="Low, %", value=_LOW, start=0, end=100, step=0.5, width=85)
         self.high = pn.widgets.FloatInput(name="High, %", value=_HIGH, start=0, end=100, step=0.1, width=85)
         self.viewer = Viewer(sizing_mode="stretch_both", min_height=260)
         self.facts = Words(text=_CHOOSE, sizing_mode="stretch_width")
         self.strips = {
-            title: connected(Gallery(empty="none", follow=False, sizing_mode="stretch_width"), session)
+            title: connected(
+                Gallery(label=title, empty="none", follow=False, sizing_mode="stretch_width"), session
+            )
             for title in (
                 "Neighbours in embedding space", "Same well", "Same treatment, other wells",
                 "Controls beside it",
@@ -132,7 +138,7 @@ class FieldView:
         """A limit that a person sets holds for the fields that follow."""
         if not self._setting:
             self._setting = True
-            self.percentile.value = False
+            self.percentile.value = []
             self._setting = False
             self._draw()
 
@@ -142,7 +148,7 @@ class FieldView:
         if row is None or not self.visible or self._setting:
             return
         self._due = False
-        scene, corrected = session.explorer.scene, self.corrected.value
+        scene, corrected = session.explorer.scene, bool(self.corrected.value)
         low, high = sorted((float(self.low.value or 0), float(self.high.value or 0)))
 
         def work() -> Found:
@@ -175,10 +181,12 @@ class FieldView:
         row, explorer = self._session.current, self._session.explorer
         if row is None or self._setting or not self.visible:
             return
-        drawing = Drawing(tuple(one.view() for one in self.channels), self.corrected.value, self.apart.value)
+        drawing = Drawing(
+            tuple(one.view() for one in self.channels), bool(self.corrected.value), bool(self.apart.value)
+        )
         self.viewer.param.update(
             src=f"field/{row}.png?v={explorer.version}&d={drawing.query()}",
-            values=f"values/{row}.json?v={explorer.version}&corrected={int(self.corrected.value)}",
+            values=f"values/{row}.json?v={explorer.version}&corrected={len(self.corrected.value)}",
             alt=explorer.names[row],
             field=str(row),
             panels=drawing.panels,
@@ -230,8 +238,13 @@ def _channel(name: str, colour: str) -> Channel:
     limit = {"start": 0, "end": _BRIGHTEST, "step": 50, "width": 84, "margin": (2, 3)}
     return Channel(
         name,
-        pn.widgets.Checkbox(name=name, value=True, width=84, margin=(20, 2, 2, 5)),
+        _check(name, True, width=84, margin=(14, 2, 2, 5)),
         pn.widgets.ColorPicker(value=colour, width=38, margin=(16, 3, 2, 2)),
         pn.widgets.IntInput(name="low", value=0, **limit),
         pn.widgets.IntInput(name="high", value=_BRIGHTEST, **limit),
     )
+
+
+def _check(name: str, value: bool, **options: Any) -> Any:
+    """A box to check whose text is its label, as that of Panel's own `Checkbox` is not."""
+    return pn.widgets.CheckBoxGroup(options=[name], value=[name] if value else [], **options)

@@ -22,6 +22,7 @@ from hcs_ray.explore.shared import Explorer
 from hcs_ray.labels import VERDICTS
 
 PAGE: Final = 60
+SHOWN: Final = "Fields shown"
 _EMPTY: Final = "No field."
 _ANY_LABEL: Final = "any label"
 
@@ -82,7 +83,7 @@ class GalleryView:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._page = 0
-        self.gallery = connected(Gallery(empty=_EMPTY, sizing_mode="stretch_width"), session)
+        self.gallery = connected(Gallery(label=SHOWN, empty=_EMPTY, sizing_mode="stretch_width"), session)
         self.before = pn.widgets.Button(name="‹", width=36, margin=(3, 2), description="The page before")
         self.after = pn.widgets.Button(name="›", width=36, margin=(3, 2), description="The next page")
         self.title = Words(sizing_mode="stretch_width")
