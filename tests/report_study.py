@@ -26,7 +26,7 @@ from hcs_ray.shards.statistics import PlateStatistics
 from hcs_ray.shards.tar import Sample, TarWriter
 from hcs_ray.stage import parquet_bytes
 from hcs_ray.study import Study, open_study
-from hcs_ray.tables import UNREADABLE_FILE, chunk_file
+from hcs_ray.tables import UNREADABLE_FILE, chunk_file, read_index
 from tests.stored_fields import flip
 
 EVIL = "<script>document.title='broken in'</script>"
@@ -49,7 +49,17 @@ def make_study(root: Path, unreadable: slice = slice(0)) -> Study:
     rng = np.random.default_rng(0)
     index = _write_shards(study, rng)
     split(study, quiet)
-    _write_network(study, index, rng, index.iloc[unreadable])
+    write_network(study, index, rng, index.iloc[unreadable])
+    profile(study, quiet)
+    find_outliers(study, quiet)
+    return study
+
+
+def add_run(root: Path, name: str, *overrides: str, seed: int = 1) -> Study:
+    """Another run of a study of `make_study`, whose network says other things."""
+    study = open_study(str(root), name, overrides)
+    split(study, quiet)
+    write_network(study, read_index(study), np.random.default_rng(seed), pd.DataFrame())
     profile(study, quiet)
     find_outliers(study, quiet)
     return study
@@ -114,7 +124,7 @@ def _write_shards(study: Study, rng: np.random.Generator) -> pd.DataFrame:
     return index
 
 
-def _write_network(
+def write_network(
     study: Study, index: pd.DataFrame, rng: np.random.Generator, unreadable: pd.DataFrame
 ) -> None:
     """What training, embedding and mapping leave behind."""
@@ -156,4 +166,4 @@ def _write_network(
     with study.writing("map", study.claim("map")) as writer:
         places = dict(zip("xy", embeddings[:, :2].T, strict=True))
         layout = pa.Table.from_pandas(index[[c.KEY]].assign(**places), preserve_index=False)
-        writer.write("main.parquet", map_bytes(layout, about))
+        writer.write(f"{study.name}.parquet", map_bytes(layout, about))

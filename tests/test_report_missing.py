@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from hcs_ray.cli.app import app
 from hcs_ray.contracts import InputError
 from hcs_ray.profiles.compare import compare
 from hcs_ray.report import build
@@ -70,10 +72,6 @@ def test_every_command_that_the_page_names_is_one_of_ours(study: Study) -> None:
     standing = stand(study, study.claim("report"))
     assert set(standing.missing) == {"map", "outliers", "folds", "compare"}
     assert standing.missing["map"].commands == ("hcs-ray map . --name main",)
-    from typer.testing import CliRunner
-
-    from hcs_ray.cli import app
-
     for missing in standing.missing.values():
         for command in missing.commands:
             verb = command.split()[1]
