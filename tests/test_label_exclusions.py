@@ -15,7 +15,7 @@ import pytest
 
 from hcs_ray import contracts as c
 from hcs_ray.config import SweepConfig, with_overrides
-from hcs_ray.contracts import InputError
+from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.labels import decide, undo
 from hcs_ray.model.targets import ANCHOR, EXCLUDED, LISTED, side_table
 from hcs_ray.outliers.find import find_outliers, read_outliers
@@ -24,12 +24,12 @@ from hcs_ray.profiles.fold_stage import profile_folds, read_folds
 from hcs_ray.stage import StaleStageError, parquet_bytes
 from hcs_ray.storage import Storage
 from hcs_ray.study import STAGES, Study, open_study
+from hcs_ray.train import train
 from hcs_ray.train.job import prepare
 from hcs_ray.tune.space import Space
 from hcs_ray.tune.trials import Work, job_of
 from hcs_ray.verify import verify
 from tests import scored_study
-from tests.command import hcs_ray
 from tests.scored_study import quiet
 from tests.test_exclusions import MOAS, drawn_index
 from tests.test_fold_stage import sweep_of
@@ -353,24 +353,25 @@ def test_the_trials_of_a_sweep_leave_out_what_its_claim_says(tmp_path: Path, ind
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_real_training_stopped_and_gone_on_with(tmp_path: Path, cluster: str) -> None:
-    folder = draw_study(tmp_path / "study", cluster)
-    study = open_study(str(folder))
-    fields = prepare(study, "runs/none").fields
+@pytest.mark.timeout(900)
+def test_a_real_training_stopped_and_gone_on_with(
+    tmp_path: Path, cluster: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = draw_study(tmp_path / "study", cluster, workers=1)
+    fields = prepare(open_study(str(folder)), "runs/none").fields
     listed = side_table(fields, c.TRAIN, anchored=False)[c.KEY]
     one, two, three = listed.iloc[[0, 20, 40]]
-    labels = ("--set", "labels.exclude=[bad]")
-    assert hcs_ray("label", folder, one, two, "--verdict", "bad").returncode == 0
-    stopped = hcs_ray("train", folder, *labels, "--set", "train.max_hours=1e-6", RAY_ADDRESS=cluster)
-    assert "run the same command again to go on" in stopped.stderr
-    assert hcs_ray("label", folder, three, "--verdict", "bad").returncode == 0
-    done = hcs_ray("train", folder, *labels, RAY_ADDRESS=cluster)
-    assert done.returncode == 0, done.stderr
+    rules = "labels.exclude=[bad]"
+    stopped = open_study(str(folder), overrides=[rules, "train.max_hours=1e-6"])
+    bad(stopped.storage, one, two)
+    with pytest.raises(HcsError, match="run the same command again to go on"):
+        train(stopped, quiet)
+    bad(stopped.storage, three)
+    figures = train(open_study(str(folder), overrides=[rules]), quiet)
     assert (
-        "goes on with the labels that it began with: 2 fields are left out (now it would be 3)" in done.stderr
+        "goes on with the labels that it began with: 2 fields are left out (now it would be 3)" in caplog.text
     )
-    assert "fields left out by labels:    2 train, 0 validation, 0 test" in done.stderr
+    assert figures["fields left out by labels"]["text"].startswith("2 train, 0 validation, 0 test")
     seen = pd.read_parquet(folder / "runs/main/seen.parquet")
     assert set(seen[c.KEY]) == set(listed) - {one, two}
     assert (seen["times_seen"] == 2).all(), "each field once an epoch, before and after the stop"
@@ -380,6 +381,5 @@ def test_a_real_training_stopped_and_gone_on_with(tmp_path: Path, cluster: str) 
     metrics = json.loads((folder / "runs/main/metrics.json").read_text())
     assert metrics["train_fields"] == len(listed) - 2
     assert metrics["excluded"]["fields"] == {"train": 2, "validation": 0, "test": 0}
-    again = hcs_ray("train", folder, *labels, RAY_ADDRESS=cluster)
-    assert again.returncode == 2
-    assert "labels changed: 3 fields are left out now, 2 then" in again.stderr
+    with pytest.raises(StaleStageError, match="labels changed: 3 fields are left out now, 2 then"):
+        train(open_study(str(folder), overrides=[rules]), quiet)

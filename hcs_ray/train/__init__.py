@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hcs_ray import contracts as c
 from hcs_ray.contracts import Progress
 from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
 from hcs_ray.model.tracking import preflight
@@ -84,6 +85,8 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     found["train_fields"] = summary["train_fields"]
     if "excluded" in summary:
         counts = summary["excluded"]["fields"]
-        told = ", ".join(f"{counts[side]} {side}" for side in counts)
-        found["fields left out by labels"] = {"text": f"{told} (these are tested all the same)"}
+        told = ", ".join(f"{counts[side]} {side}" for side in (c.TRAIN, c.VALIDATION, c.TEST))
+        lost = sum(summary["excluded"]["wells_lost"].values())
+        wells = f"; {lost} wells have none left" if lost else ""
+        found["fields left out by labels"] = {"text": f"{told} (tested all the same){wells}"}
     return found

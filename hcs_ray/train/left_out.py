@@ -59,7 +59,10 @@ def lost_compounds(fields: pd.DataFrame) -> dict[str, list[str]]:
 def left_out(fields: pd.DataFrame) -> dict[str, Any]:
     """What ``metrics.json`` says of it; those of the test side count in the test all the same."""
     rows = fields[fields[EXCLUDED]]
+    wells = fields.groupby([c.SIDE, c.PLATE, c.WELL])[EXCLUDED].all()
+    lost = wells[wells].groupby(level=0).size()
     return {
         "fields": {side: int((rows[c.SIDE] == side).sum()) for side in (c.TRAIN, c.VALIDATION, c.TEST)},
+        "wells_lost": {side: int(lost.get(side, 0)) for side in (c.TRAIN, c.VALIDATION)},
         "compounds_lost": lost_compounds(fields),
     }
