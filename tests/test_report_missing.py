@@ -175,7 +175,6 @@ def add_sweep(study: Study, name: str, space: tuple[str, ...] = ("train.lr",)) -
 
 
 def test_every_finished_sweep_has_its_leaderboard(study: Study) -> None:
-    report_of(study)
     add_sweep(study, "first")
     add_sweep(study, "loco", ("split.leave_out",))
     html = report_of(study)

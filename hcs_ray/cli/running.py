@@ -82,6 +82,4 @@ def next_step_of(study: Study, done: str) -> str:
     if done == "report":
         return f"Next: open {study.storage.url}/{study.place('report').folder}/index.html in a browser"
     after = list(RUNNERS)[list(RUNNERS).index(done) + 1]
-    # The report tells of the training of a run of its own name.
-    last = " --to outliers" if study.run is not None else ""
-    return f"Next: hcs-ray run {study.storage.url} --name {study.name} --from {after}{last}"
+    return f"Next: hcs-ray run {study.storage.url} --name {study.name} --from {after}"

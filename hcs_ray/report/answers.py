@@ -76,8 +76,8 @@ def summary(answers: list[Answer]) -> str:
         return "Nothing could be scored on held-out compounds: this run says nothing about new compounds."
     if not above:
         return (
-            "Not above chance: on compounds the network never saw, no figure is better than shuffled labels "
-            "give. This run does not show that mechanisms can be told."
+            "Not above chance: on compounds the network never saw, no figure is better than chance "
+            "gives. This run does not show that mechanisms can be told."
         )
     if len(above) == len(scored):
         return "On compounds the network never saw, every figure is above chance."

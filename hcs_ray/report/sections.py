@@ -40,6 +40,8 @@ def answers(material: Material, annex: Annex, config: ProfileConfig) -> dict[str
     page |= answer_values(evaluation)
     page["evaluated"] = True
     page["replicates"] = None if isinstance(retrieval, str) else retrieval
+    if page["replicates"]:
+        page["summary"] = answering.summary([*page["held_out"], page["replicates"].held_out])
     page["no_replicates"] = retrieval if isinstance(retrieval, str) else ""
     page["mechanism_bars"] = None
     if page["mechanisms"]:
