@@ -120,6 +120,14 @@ class Visit:
         """Wait until a function of JavaScript gives something true."""
         self.page.wait_for_function(condition, arg=argument)
 
+    def settle(self) -> None:
+        """Wait until the map's axes stay where they are: they fit themselves to the window at first."""
+        corners = [(0.0, 0.0), (1.0, 1.0)]
+        before: list[tuple[float, float]] = []
+        while (now := self.on_screen("map figure", corners)) != before:
+            before = now
+            self.page.wait_for_timeout(400)
+
     def column(self, source: str, name: str) -> list[Any]:
         """A column of what a plot draws."""
         found = self.page.evaluate(
@@ -142,6 +150,7 @@ class Visit:
 
     def lasso(self, corners: list[tuple[float, float]]) -> None:
         """Draw a lasso on the map with the mouse, through corners in the map's coordinates."""
+        self.settle()
         mouse = self.page.mouse
         first, *others = self.on_screen("map figure", [*corners, corners[0]])
         mouse.move(*first)

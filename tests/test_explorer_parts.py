@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -204,7 +205,7 @@ def test_of_several_answers_only_the_newest_is_handed_over() -> None:
 
 
 def test_decisions_are_all_made_and_what_fails_says_so_in_a_line() -> None:
-    document, said, got = Document(), list[str](), list[int]()
+    document, said, made = Document(), list[str](), list[int]()
 
     def fail() -> int:
         raise InputError("the shard is gone")
@@ -212,10 +213,10 @@ def test_decisions_are_all_made_and_what_fails_says_so_in_a_line() -> None:
     with ThreadPoolExecutor(1) as pool:
         background = Background(pool, document, said.append)
         for number in range(5):
-            background.run_each(pool, "label", lambda number=number: number, got.append)  # type: ignore[misc]
-        background.run_each(pool, "label", fail, got.append)
+            background.run_each(pool, "label", partial(made.append, number), lambda _: None)
+        background.run_each(pool, "label", fail, made.append)
     _turn(document)
-    assert got == [0, 1, 2, 3, 4]
+    assert made == [0, 1, 2, 3, 4], "in the order in which they were asked for"
     assert said == ["the shard is gone"]
 
 

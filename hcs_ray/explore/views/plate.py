@@ -15,7 +15,6 @@ from bokeh.plotting import figure
 from hcs_ray import contracts as c
 from hcs_ray.explore.colouring import natural
 from hcs_ray.explore.colourings import titled
-from hcs_ray.explore.columns import ColumnInfo
 from hcs_ray.explore.selecting import of_well
 from hcs_ray.explore.session import Session
 from hcs_ray.explore.summaries import COLUMN, COUNT, ROW, VALUE, plate_grid
@@ -27,16 +26,16 @@ _MARKS: Final = {c.NEGATIVE_CONTROL: "–", c.POSITIVE_CONTROL: "+"}
 _COLUMNS: Final = (
     "x", "y", "value", "words", "well", "treatment", "mark", "count", "width", "line",
 )  # fmt: skip
+_FIRST: Final = ("outlier_score", "QC_NucleusCount", "probability")
 _FEWEST: Final = 96
 _INK: Final = "#1d232b"
 
 
 def number_choices(session: Session) -> dict[str, str]:
     """Title -> column, of all columns of numbers; what tells most comes first."""
-    infos = [info for info in session.explorer.scene.columns() if info.kind == "number"]
-    first = [info for info in infos if info.name in ("outlier_score", "probability", "QC_NucleusCount")]
-    rest: list[ColumnInfo] = [info for info in infos if info not in first]
-    return {titled(info): info.name for info in [*first, *rest]}
+    infos = {info.name: info for info in session.explorer.scene.columns() if info.kind == "number"}
+    first = [infos.pop(name) for name in _FIRST if name in infos]
+    return {titled(info): info.name for info in [*first, *infos.values()]}
 
 
 class PlateView:
