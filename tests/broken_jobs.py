@@ -189,6 +189,7 @@ BREAKS: list[tuple[dict[str, Any], str, str]] = [
     ({f"{SPEC} activeDeadlineSeconds": None}, "spec.activeDeadlineSeconds", "waits for ever"),
     ({f"{SPEC} preRunningDeadlineSeconds": None}, "spec.preRunningDeadlineSeconds", "does not start"),
     ({f"{SPEC} ttlSecondsAfterFinished": 0}, "spec.ttlSecondsAfterFinished", "for a while"),
+    ({f"{CPU} minReplicas": 1, f"{CPU} replicas": 1}, "spec.ttlSecondsAfterFinished", "idle so long"),
     ({f"{SPEC} backoffLimit": 0}, "spec.backoffLimit", "where the run goes on"),
     ({f"{SPEC} shutdownAfterJobFinishes": False}, "spec.shutdownAfterJobFinishes", "costs money"),
     ({f"{SPEC} entrypoint": "hcs-ray train s --name a > log"}, "spec.entrypoint", "one plain command"),

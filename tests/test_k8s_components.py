@@ -91,6 +91,7 @@ QUEUED = {
     "metadata.labels.kueue.x-k8s.io/queue-name": (None, "hcs-ray"),
     "spec.suspend": (None, True),
 }
+SOON_GONE = {"spec.ttlSecondsAfterFinished": (3600, 300)}
 
 
 def test_queue_has_a_fixed_number_of_pods_and_no_autoscaler() -> None:
@@ -103,6 +104,7 @@ def test_queue_has_a_fixed_number_of_pods_and_no_autoscaler() -> None:
     assert len(gone) > 10
     assert changes(before, job_of(composed("train", "queue"))) == {
         **QUEUED,
+        **SOON_GONE,
         **gone,
         f"{CLUSTER}.enableInTreeAutoscaling": (True, False),
         f"{HEAD_POD}.automountServiceAccountToken": (True, False),

@@ -113,9 +113,15 @@ def test_what_the_study_wants_fits(stage: str, components: tuple[str, ...], grou
 
 
 def test_a_sweep_finds_its_workers_there_when_it_begins() -> None:
-    """Tune takes as many trials at a time as fit at its start, and refuses where none does."""
-    cpu = dict(groups(ray_job("jobs/tune")))["cpu"]
+    """Tune takes as many trials at a time as fit at its start, and refuses where none does.
+
+    Workers that no autoscaler ends do not idle for the hour that other jobs' clusters are kept.
+    """
+    job = ray_job("jobs/tune")
+    cpu = dict(groups(job))["cpu"]
     assert cpu["replicas"] == cpu["minReplicas"] == cpu["maxReplicas"] == 4
+    assert job["spec"]["ttlSecondsAfterFinished"] == 300
+    assert ray_job("jobs/train")["spec"]["ttlSecondsAfterFinished"] == 3600
 
 
 def test_stages_that_compute_in_the_driver_have_a_head_that_can() -> None:

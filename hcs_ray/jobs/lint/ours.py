@@ -18,6 +18,7 @@ _POSITIVE = {
     "ttlSecondsAfterFinished": "a finished job is kept for a while",
     "backoffLimit": "a lost head is a new cluster, where the run goes on",
 }
+_LONGEST_IDLE_S = 600
 _LARGEST_CONFIG_MAP = 2**20
 _RAY_CONTAINERS = ("ray-head", "ray-worker", "ray-job-submitter")
 
@@ -56,6 +57,12 @@ def _lifetime(job: Job) -> Iterator[Finding]:
             yield job.spec[key].error(f"it is set, and above 0: {why}", "write it")
     if not job.spec["shutdownAfterJobFinishes"]:
         yield job.spec["shutdownAfterJobFinishes"].error("a cluster left over costs money", "write true")
+    kept, least = job.spec["ttlSecondsAfterFinished"], "minReplicas" if job.autoscales else "replicas"
+    if (kept.value or 0) > _LONGEST_IDLE_S and any(group[least] for group in job.workers):
+        yield kept.warning(
+            "no autoscaler ends these workers, which idle so long after the job's end",
+            f"write at most {_LONGEST_IDLE_S}",
+        )
 
 
 def _command(job: Job) -> Iterator[Finding]:
