@@ -10,7 +10,7 @@ from pathlib import Path
 HCS_RAY = str(Path(sys.executable).with_name("hcs-ray"))
 
 
-LONGEST_S = 300
+LONGEST_S = 900
 
 
 def hcs_ray(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
