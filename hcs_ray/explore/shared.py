@@ -135,6 +135,7 @@ class Explorer:
     def close(self) -> None:
         """Let go of the threads; what is being written is written to its end."""
         self.writer.shutdown(wait=True)
+        self.thumbnails.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
