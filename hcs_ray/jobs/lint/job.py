@@ -22,12 +22,14 @@ class Pod:
         role: ``submitter``, ``head`` or ``worker``.
         group: the head or worker group, the job's spec of the submitter.
         most: so many such pods at most.
+        added: resources of a container that KubeRay adds to it, which is not in the template.
     """
 
     role: str
     group: Node
     template: Node
     most: int
+    added: Node | None = None
 
     @property
     def spec(self) -> Node:
@@ -46,6 +48,7 @@ class Pod:
     def amount(self, kind: str, part: str = "requests") -> Decimal:
         """What one pod takes of a resource: its containers with native sidecars, or its largest init."""
         own = sum((_of(item, part, kind) for item in self.spec["containers"]), Decimal(0))
+        own += _amount(self.added[part][kind]) if self.added else Decimal(0)
         inits = list(self.spec["initContainers"])
         sidecars = [item for item in inits if item["restartPolicy"].value == "Always"]
         lasting = own + sum((_of(item, part, kind) for item in sidecars), Decimal(0))
@@ -117,19 +120,23 @@ class Job:
         if self.spec["submitterPodTemplate"]:
             found.append(Pod("submitter", self.spec, self.spec["submitterPodTemplate"], 1))
         if self.cluster:
-            found.append(Pod("head", self.head, self.head["template"], 1))
+            found.append(Pod("head", self.head, self.head["template"], 1, self._autoscaler))
         found += [
             Pod("worker", group, group["template"], most(group, self.autoscales)) for group in self.workers
         ]
         return found
 
     def total(self, kind: str, part: str = "requests") -> Decimal:
-        """What all pods take of a resource at most, with the autoscaler that KubeRay adds to the head."""
-        whole = sum((pod.most * pod.amount(kind, part) for pod in self.pods), Decimal(0))
+        """What all pods take of a resource at most."""
+        return sum((pod.most * pod.amount(kind, part) for pod in self.pods), Decimal(0))
+
+    @property
+    def _autoscaler(self) -> Node | None:
+        """The resources of the container that KubeRay adds to the head of a cluster that scales."""
         if not self.autoscales:
-            return whole
+            return None
         given = self.cluster.at("autoscalerOptions.resources")
-        return whole + (_amount(given[part][kind]) if given else quantity(_AUTOSCALER.get(kind, 0)))
+        return given or Node(given.path, {"requests": _AUTOSCALER, "limits": _AUTOSCALER})
 
     @property
     def gpus(self) -> int:
