@@ -185,6 +185,22 @@ BREAKS: list[tuple[dict[str, Any], str, str]] = [
     (QUEUED, "rayClusterSpec.enableInTreeAutoscaling", "a fixed number of pods"),
     (QUEUED | FIXED | {f"{CPU} groupName": "head"}, "workerGroupSpecs[0].groupName", "pods of that name"),
     (QUEUED | FIXED, "workerGroupSpecs[0].replicas", "are one number"),
+    (
+        QUEUED
+        | {
+            "metadata labels hcs-ray/stage": "train",
+            "metadata annotations": {"kueue.x-k8s.io/elastic-job": "true"},
+        },
+        "annotations[kueue.x-k8s.io/elastic-job]",
+        "needs all its workers at once",
+    ),
+    (
+        QUEUED
+        | FIXED
+        | {"metadata labels hcs-ray/stage": "study", f"{CLUSTER} workerGroupSpecs 1 replicas": 1},
+        "labels[kueue.x-k8s.io/queue-name]",
+        "stages run that use none",
+    ),
     # --- Ours: the job.
     ({f"{SPEC} activeDeadlineSeconds": None}, "spec.activeDeadlineSeconds", "waits for ever"),
     ({f"{SPEC} preRunningDeadlineSeconds": None}, "spec.preRunningDeadlineSeconds", "does not start"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hcs_ray.jobs.findings import Finding
+from hcs_ray.jobs.kinds import STAGE
 from hcs_ray.jobs.lint.job import Job
 
 KUEUE = "kueue.x-k8s.io/queue-name"
@@ -12,6 +13,7 @@ ELASTIC = "kueue.x-k8s.io/elastic-job"
 _OTHERS = ("volcano.sh/queue-name", "yunikorn.apache.org/queue")
 _MOST_GROUPS = 17
 _RESERVED = ("head", "submitter")  # Kueue's names of the other pod sets
+_ALL_OR_NONE = ("train", "tune")  # stages whose workers begin together
 
 
 def queue_findings(job: Job) -> Iterator[Finding]:
@@ -55,3 +57,19 @@ def _kueue(job: Job) -> Iterator[Finding]:
             yield group["replicas"].error(
                 "without autoscaling minReplicas, replicas and maxReplicas are one number", "make them equal"
             )
+    yield from _waste(job)
+
+
+def _waste(job: Job) -> Iterator[Finding]:
+    """Quota that is held and not used."""
+    stage, elastic = job.labels[STAGE].value, job.node.at("metadata.annotations")[ELASTIC]
+    if elastic.value == "true" and stage in _ALL_OR_NONE:
+        yield elastic.warning(
+            f"{stage} needs all its workers at once, and half of them would hold quota and wait",
+            "take the component queue",
+        )
+    if not job.autoscales and stage == "study" and job.gpus:
+        yield job.labels[KUEUE].warning(
+            f"its {job.gpus} GPUs are held while stages run that use none",
+            "hcs-ray submit STUDY --queue makes one job a stage; or take the component queue-elastic",
+        )
