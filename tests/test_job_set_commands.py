@@ -92,6 +92,15 @@ def test_a_job_set_of_ones_own(study: Path, tmp_path: Path) -> None:
         (["--stage", "train", "--example", "train-gpu", "--component", "spot"], "leave --component out"),
         (["--stage", "embed", "--example", "train-gpu"], "this job set's job is of stage train"),
         (["--stage", "train", "--k8s", "nowhere"], "--k8s nowhere: no such folder"),
+        (
+            ["--stage", "train", "--k8s", "/"],
+            "/: no jobs/train; hcs-ray k8s export DIR writes one to DIR/k8s",
+        ),
+        (["--stage", "train", "--component", "gpu", "--component", "gpu"], "--component gpu: once is enough"),
+        (
+            ["--stage", "embed", "--component", "queue-elastic", "--component", "queue"],
+            "--component queue-elastic and queue: a job waits in one way",
+        ),
         (["--stage", "train", "--run", "sweep:a/best"], "--run is of --stage embed"),
         (["--stage", "tune", "--sweep", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
         (["--stage", "tune"], "--stage tune needs a sweep"),

@@ -148,6 +148,7 @@ def test_what_it_takes_is_a_short_table(study: Study) -> None:
     lines = needs(job).splitlines()
     assert lines[0] == f"{job['metadata']['name']}: train main of {study.storage.url}"
     assert lines[1].split() == ["PODS", "CPU", "MEMORY", "GPU"]
+    assert lines[3].split() == ["head", "1", "2.3", "9.5Gi", "0"]  # the autoscaler's share is in it
     assert lines[4].split() == ["gpu", "0-2", "7.1", "32.5Gi", "1"]
     assert lines[5].split() == ["at", "most", "16.7", "75.5Gi", "2"]
     assert lines[6:] == ["image hub/hcs-ray:1", "3 attempts of at most 24 h each; at most 144 GPU-hours"]
@@ -313,7 +314,7 @@ def test_a_budget_of_gpu_hours(kube: Kube, study: Study) -> None:
 def test_a_run_that_goes_on_is_not_begun_twice(kube: Kube, api: ApiServer, study: Study) -> None:
     first = submit(kube, study, Order("train", GPU), print)
     for stage in ("train", "study"):
-        with pytest.raises(HcsError, match=f"{first} of this run is going on; hcs-ray status"):
+        with pytest.raises(HcsError, match=f"going on; hcs-ray status {first} --namespace science"):
             submit(kube, study, Order(stage, GPU), print)
     api.store.set_status("rayjobs", first, **succeeded())
     assert submit(kube, study, Order("train", GPU), print) != first

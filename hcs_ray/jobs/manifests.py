@@ -127,7 +127,7 @@ def _existing(job_set: Path, part: str, name: str) -> Path:
     if (folder / "kustomization.yaml").is_file():
         return folder
     there = sorted(path.parent.name for path in (job_set / part).glob("*/kustomization.yaml"))
-    known = f"it has: {', '.join(there)}" if there else "hcs-ray k8s export DIR writes a whole job set"
+    known = f"it has: {', '.join(there)}" if there else "hcs-ray k8s export DIR writes one to DIR/k8s"
     raise InputError(f"{job_set}: no {part}/{name}; {known}")
 
 

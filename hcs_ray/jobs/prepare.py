@@ -67,5 +67,9 @@ def read_sweep(path: str) -> str:
 
 
 def _components(config: StudyConfig, chosen: Sequence[str]) -> list[str]:
+    if twice := [name for name in dict.fromkeys(chosen) if chosen.count(name) > 1]:
+        raise InputError(f"--component {twice[0]}: once is enough")
     queued = [name for name in chosen if name in _QUEUES]
+    if len(queued) > 1:
+        raise InputError(f"--component {' and '.join(queued)}: a job waits in one way; take one of them")
     return [*chosen, "queue"] if config.cluster.queue and not queued else list(chosen)

@@ -179,9 +179,10 @@ def refuse_twice(kube: Kube, study: Study, stage: str, say: Say) -> None:
         HcsError: it names the job, or the holder of the lease.
     """
     for job in going_on(kube, study, stage, say):
+        where = f"{name_of(job)} --namespace {kube.namespace}"
         raise HcsError(
-            f"{name_of(job)} of this run is going on; hcs-ray status {name_of(job)} shows it; "
-            f"end it with hcs-ray stop {name_of(job)}, or take another --name"
+            f"{name_of(job)} of this run is going on; hcs-ray status {where} shows it; "
+            f"end it with hcs-ray stop {where}, or take another --name"
         )
     storage = impatient(study.storage)
     try:
