@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hcs_ray import contracts as c
 from hcs_ray import palette
-from hcs_ray.report import fieldmap, order, outliers, pictures, plates, scores, screen
+from hcs_ray.name_order import in_order
+from hcs_ray.report import fieldmap, outliers, pictures, plates, scores, screen
 from hcs_ray.report.material import Material
 from hcs_ray.study import open_study
 from tests.report_page import material_of
@@ -75,7 +76,12 @@ def test_larger_plates_have_their_own_grid(
 
 @given(st.lists(st.integers(0, 999), unique=True, min_size=1))
 def test_weeks_are_in_the_order_of_their_numbers(weeks: list[int]) -> None:
-    assert order.in_order(f"Week{week}" for week in weeks) == [f"Week{week}" for week in sorted(weeks)]
+    assert in_order(f"Week{week}" for week in weeks) == [f"Week{week}" for week in sorted(weeks)]
+
+
+@given(st.lists(st.text(max_size=6), max_size=6))
+def test_any_names_have_an_order(names: list[str]) -> None:
+    assert sorted(in_order(["1²", "٣", *names])) == sorted({"1²", "٣", *names})
 
 
 def test_twenty_four_categories_are_told_apart() -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.name_order import name_key
 from hcs_ray.palette import (
     CONTROL_COLOUR,
     MARKS,
@@ -134,7 +135,7 @@ def _styles(name: str, labels: list[str], fields: pd.DataFrame) -> dict[str, Sty
     """What is drawn first comes first: what is not known, the rest, controls, then the others by name."""
     grey = [label for label in labels if label in (NOT_KNOWN, NO_LABEL) or label.endswith(f" {_OTHERS}")]
     controls = {str(one) for one in fields[fields[c.PERT_TYPE] == c.NEGATIVE_CONTROL][c.COMPOUND].unique()}
-    shown = sorted(set(labels) - set(grey), key=natural)
+    shown = sorted(set(labels) - set(grey), key=name_key)
     found = {label: Style(QUIET_COLOUR) for label in grey}
     if name in (c.MOA, c.COMPOUND):
         found |= {label: Style(CONTROL_COLOUR) for label in shown if label in controls}
@@ -157,10 +158,3 @@ def toned_styles(names: list[str]) -> dict[str, Style]:
         name: Style(tones[OKABE_ITO[i % len(OKABE_ITO)]][i // len(OKABE_ITO)], MARKS[i // len(OKABE_ITO) % 4])
         for i, name in enumerate(names)
     }
-
-
-def natural(label: str) -> tuple[Any, ...]:
-    """Numbers inside of names in the order of numbers: Week2 before Week10."""
-    import re
-
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", label))

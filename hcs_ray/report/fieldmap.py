@@ -10,6 +10,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.maps import MapAbout
+from hcs_ray.name_order import in_order
 from hcs_ray.palette import (
     OKABE_ITO,
     QUIET_COLOUR,
@@ -22,7 +23,6 @@ from hcs_ray.palette import (
 from hcs_ray.report.chart import Chart
 from hcs_ray.report.drawing import Numbers
 from hcs_ray.report.map_figures import category_map, value_map
-from hcs_ray.report.order import in_order
 
 NO_REASON: Final = "none"
 _WIDTH: Final = 1000  # of the large map's coordinates

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.name_order import plates_in_order
 from hcs_ray.palette import OKABE_ITO
 from hcs_ray.report.chart import Chart
 from hcs_ray.report.drawing import drawing
-from hcs_ray.report.order import plates_in_order
 
 _SIZE_INCHES: Final = (4.6, 3.1)
 _LINE: Final = 37  # letters beside one another below a chart

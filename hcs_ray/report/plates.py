@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from hcs_ray import contracts as c
+from hcs_ray.name_order import plates_in_order
 from hcs_ray.palette import scale_colours
-from hcs_ray.report.order import plates_in_order
 from hcs_ray.screen.wells import FORMATS, row_letters, well_position
 
 _FEWEST_WELLS: Final = 96  # of a plate that is drawn: on larger plates often few wells are used

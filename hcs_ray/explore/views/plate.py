@@ -13,11 +13,11 @@ from bokeh.models.annotations import ColorBar
 from bokeh.plotting import figure
 
 from hcs_ray import contracts as c
-from hcs_ray.explore.colouring import natural
 from hcs_ray.explore.colourings import titled
 from hcs_ray.explore.selecting import of_well
 from hcs_ray.explore.session import Session
 from hcs_ray.explore.summaries import COLUMN, COUNT, ROW, VALUE, plate_grid
+from hcs_ray.name_order import in_order
 from hcs_ray.palette import QUIET_COLOUR, scale_colours
 from hcs_ray.screen.wells import FORMATS, row_letters
 
@@ -44,7 +44,7 @@ class PlateView:
     def __init__(self, session: Session) -> None:
         self._session = session
         fields = session.explorer.fields
-        self._plates = sorted({str(plate) for plate in fields[c.PLATE]}, key=natural)
+        self._plates = in_order(fields[c.PLATE])
         self._wells = ColumnDataSource({name: [] for name in _COLUMNS}, name="wells")
         self._table = pd.DataFrame()
         self.plate = pn.widgets.Select(name="Plate", options=self._plates, width=125)

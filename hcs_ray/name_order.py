@@ -15,7 +15,7 @@ NameKey = tuple[tuple[bool, int, str], ...]
 def name_key(name: str) -> NameKey:
     """Sorts names by their parts, digits as numbers."""
     return tuple(
-        (not part.isdigit(), int(part) if part.isdigit() else 0, part)
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
         for part in re.findall(r"\d+|\D+", name)
     )
 
