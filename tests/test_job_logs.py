@@ -180,6 +180,7 @@ def test_files_are_followed_in_the_bucket_until_the_job_ends(
     found = read(Wanted(files="job-driver-*"), storage, follow=True)
     later.join()
     head = f"==> {CLUSTER}-head-aaaaa: job-driver-{CLUSTER}.log <==\n".encode()
+    assert found.out.startswith(head)  # a pattern may take files of many pods
     assert found.out.replace(head, b"") == b"epoch 1\nepoch 2\nepoch 3\n"
 
 
@@ -209,6 +210,14 @@ def test_without_a_bucket_it_says_so_and_what_the_api_server_knows(api: ApiServe
     )
     assert wanted in str(told.value)
     assert f"{JOB} is failed: the driver has ended, pod {HEAD}: " in str(told.value)
+
+
+def test_a_bucket_that_may_not_be_read_leaves_what_the_api_server_knows(api: ApiServer, s3: str) -> None:
+    ray_job(api, f"{s3}/closed", jobDeploymentStatus="Failed", jobStatus="FAILED", message="hcs-ray: no GPU")
+    keys = {"AWS_ACCESS_KEY_ID": "nobody", "KUBECONFIG": os.environ["KUBECONFIG"]}
+    told = refused("logs", JOB, code=1, **keys)
+    assert "no logs of the driver in the bucket: s3://" in told
+    assert told.endswith(f"{JOB} is failed: no GPU")
 
 
 def test_nothing_shipped_is_said(api: ApiServer, tmp_path: Path) -> None:

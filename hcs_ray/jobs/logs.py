@@ -14,6 +14,7 @@ from hcs_ray.jobs.held import study_of
 from hcs_ray.jobs.kinds import CLUSTER, JOB_NAME, POD, RAY_JOB, RUN, Object, label, name_of, status_of
 from hcs_ray.jobs.kube import Kube, KubeError
 from hcs_ray.jobs.parts import Pod, Shipped, content, shipped_files, shipped_pods
+from hcs_ray.jobs.ship import impatient
 from hcs_ray.jobs.state import state_of
 from hcs_ray.jobs.waiting import why_lost, why_waiting
 from hcs_ray.jobs.words import Say
@@ -145,7 +146,12 @@ def logs(job: Job, wanted: Wanted, follow: bool, out: Callable[[bytes], None], s
         return
     if job.storage is None:
         raise HcsError(f"no logs of {wanted.words} in the bucket: {job.no_bucket}; {_known(job, chosen)}")
-    if not _from_bucket(job, job.storage, wanted, follow, out, say):
+    storage = job.storage if follow else impatient(job.storage)  # who follows waits for a store that is away
+    try:
+        found = _from_bucket(job, storage, wanted, follow, out, say)
+    except HcsError as error:
+        raise HcsError(f"no logs of {wanted.words} in the bucket: {error}; {_known(job, chosen)}") from None
+    if not found:
         raise HcsError(
             f"{job.storage.url}: no logs of {wanted.words} of {job.name} were shipped; {_known(job, chosen)}"
         )
@@ -202,7 +208,7 @@ def _from_bucket(
     if others:
         say(f"attempt {attempt}; --attempt takes another: {', '.join(others)}")
     written: dict[tuple[Pod, str], int] = {}
-    several = not wanted.is_driver
+    several = not wanted.is_driver or wanted.files is not None
     while True:
         live = follow and _is_live(job)
         for pod, file in _wanted_files(storage, pods, wanted):
