@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field
 from hcs_ray.config.base import NonNegativeInt, Section
 
 _SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_FILE_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMAGE = re.compile(
     r"([\w.-]+(:\d+)?/)?[\w.-]+(/[\w.-]+)*(:(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?"
@@ -22,6 +24,18 @@ def _object_name(name: str) -> str:
     if not _SUBDOMAIN.fullmatch(name):
         raise ValueError("a name on Kubernetes has lower-case letters, digits, dashes and dots")
     return name
+
+
+def _namespace(name: str) -> str:
+    if not _DNS_LABEL.fullmatch(name):
+        raise ValueError("a namespace has at most 63 lower-case letters, digits and dashes")
+    return name
+
+
+def _file_key(key: str) -> str:
+    if not _FILE_KEY.fullmatch(key) or key == "." or key.startswith(".."):
+        raise ValueError("a key of a ConfigMap is a file's name: letters, digits, dots, dashes, underscores")
+    return key
 
 
 def _label_value(value: str) -> str:
@@ -60,6 +74,7 @@ def _image(image: str) -> str:
 
 Image = Annotated[str, AfterValidator(_image)]
 Name = Annotated[str, AfterValidator(_object_name)]
+Namespace = Annotated[str, AfterValidator(_namespace)]
 LabelValue = Annotated[str, AfterValidator(_label_value)]
 Labels = dict[Annotated[str, AfterValidator(_label_key)], LabelValue]
 OwnLabels = dict[Annotated[str, AfterValidator(_own_key)], LabelValue]
@@ -98,7 +113,7 @@ class CaBundle(Section):
     """A ConfigMap of the namespace with the certificates that the pods trust, PEM."""
 
     config_map: Name
-    key: str = "ca.crt"
+    key: Annotated[str, AfterValidator(_file_key)] = "ca.crt"
 
 
 class Prices(Section):
@@ -113,7 +128,7 @@ class ClusterConfig(Section):
     """`hcs-ray submit`: where jobs run. It says nothing of what comes out, so no stage reads it."""
 
     image: Image | None = Field(None, description="with a tag or digest; none: hcs-ray:<this version>")
-    namespace: Name | None = Field(None, description="none: the one of kubectl's context")
+    namespace: Namespace | None = Field(None, description="none: the one of kubectl's context")
     service_account: Name | None = Field(None, description="of head and workers, for workload identity")
     image_pull_secrets: tuple[Name, ...] = ()
     node_selector: Labels = Field(default_factory=dict, description="labels of the nodes, for all pods")
