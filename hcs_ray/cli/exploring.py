@@ -22,12 +22,15 @@ def explore(
         str, typer.Option(help="Where to listen; any other than this machine's own is told aloud.")
     ] = "127.0.0.1",
     user: Annotated[str | None, typer.Option(help="Who gives the labels; by default the login name.")] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let in everybody who has an account on this machine.")
+    ] = False,
 ) -> None:
     """Look at fields, wells, doses and the map in a browser, and label them."""
     from hcs_ray.explore.server import explore as serve
 
     opened = open_target(study, name, overrides)
-    serve(opened, address, port, user or _login_name(), say)
+    serve(opened, address, port, user or _login_name(), say, with_token=not no_token)
 
 
 def _login_name() -> str:

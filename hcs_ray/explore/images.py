@@ -10,7 +10,7 @@ from typing import Any, Final
 from tornado.web import RequestHandler
 
 from hcs_ray.contracts import HcsError
-from hcs_ray.explore.access import TokenGate, refuse
+from hcs_ray.explore.access import Gate
 from hcs_ray.explore.drawing import draw, parse_drawing, values_at
 from hcs_ray.explore.shared import Explorer
 from hcs_ray.explore.thumbnails import MEDIA_TYPE
@@ -22,15 +22,15 @@ Patterns = list[tuple[str, type[RequestHandler], dict[str, Any]]]
 
 
 class _Answer(RequestHandler):
-    """One answer, made on a thread; refused without the token."""
+    """One answer, made on a thread; refused to those who are not let in."""
 
-    def initialize(self, explorer: Explorer, gate: TokenGate) -> None:
+    def initialize(self, explorer: Explorer, gate: Gate) -> None:
         self.explorer = explorer
         self.gate = gate
 
     def prepare(self) -> None:
         if not self.gate.admits(self):
-            refuse(self)
+            self.gate.refuse(self)
 
     async def answer(self, media_type: str, make: Callable[[], bytes]) -> None:
         """Send what ``make`` gives; a failure is 404 with its line."""
@@ -88,7 +88,7 @@ class ValuesHandler(_Answer):
         )
 
 
-def patterns(explorer: Explorer, gate: TokenGate) -> Patterns:
+def patterns(explorer: Explorer, gate: Gate) -> Patterns:
     """What answers which address."""
     needs = {"explorer": explorer, "gate": gate}
     return [

@@ -1,4 +1,4 @@
-"""The explorer's server: one study on one address, behind a token."""
+"""The explorer's server: one study on one address, behind a token unless told otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
     from tornado.web import RequestHandler
 
-    from hcs_ray.explore.access import TokenGate
+    from hcs_ray.explore.access import Gate
     from hcs_ray.explore.colourings import Colourings
     from hcs_ray.explore.shared import Explorer
     from hcs_ray.study import Study
@@ -29,11 +29,14 @@ _LABELS_MS: Final = 3000  # between two looks for labels of others
 _MOST_PORT: Final = 65535
 
 
-def explore(study: Study, address: str, port: int, user: str, say: Callable[[str], None]) -> None:
+def explore(
+    study: Study, address: str, port: int, user: str, say: Callable[[str], None], with_token: bool = True
+) -> None:
     """Serve a study until Ctrl-C or SIGTERM; ``port`` 0 takes a free one; ``say`` prints a line.
 
     Raises:
-        InputError: the study cannot be read, or the address or port cannot be had.
+        InputError: the study cannot be read, the address or port cannot be had, or a token is not wanted
+            where others than this machine's can ask.
     """
     from hcs_ray.explore.scene import open_scene
     from hcs_ray.explore.shared import open_explorer
@@ -42,30 +45,38 @@ def explore(study: Study, address: str, port: int, user: str, say: Callable[[str
     checked_user(user)
     if not 0 <= port <= _MOST_PORT:
         raise InputError(f"--port {port}: it is 0 (a free one) to {_MOST_PORT}")
+    if not with_token and not _is_loopback(address):
+        raise InputError(
+            f"--no-token with --address {address}: only on this machine's own addresses, as {LOOPBACK}; "
+            "leave one of the two out"
+        )
     port = port or _free_port(address)
     explorer = open_explorer(open_scene(study), user)
     try:
-        _serve(explorer, address, port, say)
+        _serve(explorer, address, port, say, with_token)
     finally:
         explorer.close()
 
 
-def _serve(explorer: Explorer, address: str, port: int, say: Callable[[str], None]) -> None:
+def _serve(explorer: Explorer, address: str, port: int, say: Callable[[str], None], with_token: bool) -> None:
     from tornado.ioloop import PeriodicCallback
 
-    from hcs_ray.explore.access import TOKEN_ARGUMENT, TokenGate, new_token
+    from hcs_ray.explore.access import TOKEN_ARGUMENT, OpenGate, TokenGate, new_token
     from hcs_ray.explore.colourings import Colourings
 
-    token, hosts = new_token(), _hosts(address)
+    hosts = [f"{host}:{port}" for host in _hosts(address)]
+    token = new_token() if with_token else ""
+    gate = TokenGate(token, port) if with_token else OpenGate(hosts)
     colourings = Colourings(explorer.scene, explorer.labels)
     try:
-        server = _server(explorer, colourings, TokenGate(token, port), address, port, hosts)
+        server = _server(explorer, colourings, gate, address, port, hosts)
     except OSError as error:
         raise InputError(f"--address {address} --port {port}: cannot be had: {error.strerror}") from None
     server.start()
     labels = PeriodicCallback(lambda: _off_the_loop(explorer, explorer.labels.refresh), _LABELS_MS)
     labels.start()
-    explorer.pool.submit(_prepare, colourings)
+    if _has_large_map(explorer):
+        explorer.pool.submit(_prepare, colourings)
     for stage, why in sorted(explorer.scene.missing.items()):
         say(f"{stage}: {why}")
     say(f"Exploring {explorer.title}, labelling as {explorer.user}. Open this address; Ctrl-C stops.")
@@ -75,7 +86,9 @@ def _serve(explorer: Explorer, address: str, port: int, say: Callable[[str], Non
             f"is not encrypted. Safer: --address {LOOPBACK} --port {port}, and ssh -L "
             f"{port}:{LOOPBACK}:{port} from where the browser is."
         )
-    say(f"http://{hosts[0]}:{port}/?{TOKEN_ARGUMENT}={token}")
+    if not with_token:
+        say(f"Anybody with an account on this machine can open it and label as {explorer.user}.")
+    say(f"http://{hosts[0]}/" + (f"?{TOKEN_ARGUMENT}={token}" if with_token else ""))
     with _stopping(server.io_loop):
         server.io_loop.start()
     labels.stop()
@@ -84,7 +97,7 @@ def _serve(explorer: Explorer, address: str, port: int, say: Callable[[str], Non
 
 
 def _server(
-    explorer: Explorer, colourings: Colourings, gate: TokenGate, address: str, port: int, hosts: list[str]
+    explorer: Explorer, colourings: Colourings, gate: Gate, address: str, port: int, hosts: list[str]
 ) -> Server:
     import panel as pn
     from panel.io.server import get_server
@@ -102,12 +115,19 @@ def _server(
         port=port,
         address=address,
         title=explorer.title,
-        websocket_origin=[f"{host}:{port}" for host in hosts],
+        websocket_origin=hosts,
         auth_provider=gate,
         extra_patterns=patterns(explorer, gate),
         log_function=_log_request,
     )
     return server
+
+
+def _has_large_map(explorer: Explorer) -> bool:
+    """Whether the whole map is too large for marks."""
+    from hcs_ray.explore.views.map import MOST_MARKS
+
+    return "x" in explorer.fields and int(explorer.fields["x"].notna().sum()) > MOST_MARKS
 
 
 def _prepare(colourings: Colourings) -> None:
