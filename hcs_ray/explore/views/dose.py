@@ -110,7 +110,7 @@ class DoseView:
         plot.add_tools(
             HoverTool(
                 renderers=[points],
-                tooltips=[("treatment", "@treatment"), ("mean", "@mean{0.[000]}"), ("wells", "@wells")],
+                tooltips=[("", "@treatment"), ("", "mean @mean{0.[000]}"), ("", "wells @wells")],
             )
         )
         plot.on_event(Tap, self._tapped)

@@ -86,7 +86,7 @@ class GalleryView:
         self.gallery = connected(Gallery(label=SHOWN, empty=_EMPTY, sizing_mode="stretch_width"), session)
         self.before = pn.widgets.Button(name="‹", width=36, margin=(3, 2), description="The page before")
         self.after = pn.widgets.Button(name="›", width=36, margin=(3, 2), description="The next page")
-        self.title = Words(sizing_mode="stretch_width")
+        self.title = Words(sizing_mode="stretch_width", margin=(8, 5))
         self.before.on_click(lambda _: self._turn(-1))
         self.after.on_click(lambda _: self._turn(1))
         session.on("selection", self._selected)
@@ -132,10 +132,11 @@ class GalleryView:
         )
         count = len(session.shown)
         first, last = self._page * PAGE + 1, min((self._page + 1) * PAGE, count)
+        order = ", the most unusual first" if "outlier_rank" in session.explorer.fields else ""
         what = (
             f"{count:,} selected: {session.selection.title}"
             if session.selection
-            else "Nothing selected; all fields, the most unusual first"
+            else f"all {count:,} fields{order}"
         )
         self.title.text = f"{first:,} to {last:,} of {what}" if count else what
         self.before.disabled, self.after.disabled = self._page == 0, last >= count

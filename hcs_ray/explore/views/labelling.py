@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import panel as pn
@@ -17,6 +18,7 @@ THIS_FIELD: Final = "this field"
 SELECTION: Final = "selection"
 _MARGIN: Final = (3, 3)
 _KEY_OF: Final = {"good": "g", "bad": "b", "unsure": "u"}
+_COLOURS: Final = (Path(__file__).parents[1] / "templates" / "verdicts.css").read_text()
 _COLOUR_OF: Final = {"good": "success", "bad": "danger", "unsure": "warning"}
 
 
@@ -34,6 +36,7 @@ class LabelView:
             pn.widgets.Button(
                 name=f"{verdict.capitalize()} · {_KEY_OF[verdict]}",
                 button_type=_COLOUR_OF[verdict],
+                stylesheets=[_COLOURS],
                 margin=_MARGIN,
                 description=f"{_KEY_OF[verdict]}: this field; Shift: the selection",
             )

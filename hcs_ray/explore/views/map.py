@@ -100,6 +100,7 @@ class MapView:
             y_axis_label="map, y",
         )
         plot.toolbar.logo = None
+        plot.toolbar.stylesheets = [".bk-tool-overflow { color: #59626e; }"]  # Bokeh's grey is too faint
         lasso = LassoSelectTool(renderers=[], continuous=False)
         wheel = WheelZoomTool()
         plot.add_tools(lasso, BoxSelectTool(renderers=[], continuous=False), wheel)
@@ -112,7 +113,7 @@ class MapView:
             "x", "y", source=self._marks, marker="mark", size="size", alpha="alpha", color="colour",
             line_color="white", line_width=0.4, line_alpha="alpha",
         )  # fmt: skip
-        plot.add_tools(HoverTool(renderers=[marks], tooltips=[("field", "@name"), ("colour", "@value")]))
+        plot.add_tools(HoverTool(renderers=[marks], tooltips=[("", "@name"), ("", "@value")]))
         plot.scatter("x", "y", source=self._ring, size=19, fill_color=None, line_color="white", line_width=5)
         plot.scatter(
             "x", "y", source=self._ring, size=19, fill_color=None, line_color="#1d232b", line_width=2.2

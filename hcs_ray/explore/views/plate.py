@@ -29,6 +29,7 @@ _COLUMNS: Final = (
 _FIRST: Final = ("outlier_score", "QC_NucleusCount", "probability")
 _FEWEST: Final = 96
 _INK: Final = "#1d232b"
+_OUTLINE: Final[dict[str, Any]] = {"text_outline_width": 3}  # Bokeh's type hints do not know it
 
 
 def number_choices(session: Session) -> dict[str, str]:
@@ -94,18 +95,17 @@ class PlateView:
             "x", "y", 0.9, 0.9, source=self._wells, line_width="width", line_color="line",
             fill_color={"field": "value", "transform": self._mapper},
         )  # fmt: skip
-        plot.text(
-            "x", "y", text="mark", source=self._wells, text_align="center", text_baseline="middle",
-            text_color="white", text_font_size="14px", text_font_style="bold",
-            text_outline_color=_INK,
-        )  # fmt: skip
+        for outline in (_INK, None):  # an outline alone would cover the thin strokes
+            plot.text(
+                "x", "y", text="mark", source=self._wells, text_align="center", text_baseline="middle",
+                text_color="white", text_font_size="18px", text_font_style="bold",
+                text_outline_color=outline,
+                **_OUTLINE,
+            )  # fmt: skip
         plot.add_tools(
             HoverTool(
                 renderers=[wells],
-                tooltips=[
-                    ("well", "@well"), ("treatment", "@treatment"), ("value", "@words"),
-                    ("selected", "@count"),
-                ],
+                tooltips=[("", "@well · @treatment"), ("", "value @words"), ("", "fields selected @count")],
             )
         )  # fmt: skip
         self._mapper.nan_color = QUIET_COLOUR
