@@ -23,14 +23,55 @@ _READY_S = 120
 _STOP_S = 30
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 
+# Of every visible text in the page and its shadow roots; what is disabled may be faint.
+_FAINT = """() => {
+  const SHOWN = { opacityProperty: true, visibilityProperty: true };
+  const numbers = (colour) => {
+    const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
+  const up = (one) => one.assignedSlot ?? one.parentElement ?? one.getRootNode().host;
+  const light = (rgb) => rgb.map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (one) => {
+    if (!one) return [255, 255, 255];
+    const colour = numbers(getComputedStyle(one).backgroundColor);
+    return colour[3] === 1 ? colour.slice(0, 3) : over(colour, behind(up(one)));
+  };
+  const opacity = (one) => (one ? Number(getComputedStyle(one).opacity) * opacity(up(one)) : 1);
+  const found = new Map();
+  const look = (root) => {
+    for (const one of root.querySelectorAll('*')) {
+      if (one.shadowRoot) look(one.shadowRoot);
+      const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+      const asked = one.tagName === 'INPUT' && one.placeholder && !one.value;
+      if ((!own && !asked) || one.closest('script, style, :disabled')) continue;
+      if (!one.checkVisibility(SHOWN)) continue;
+      const style = getComputedStyle(one, asked ? '::placeholder' : null);
+      const paper = behind(one), ink = numbers(style.color);
+      ink[3] *= opacity(one) * (asked ? Number(style.opacity) : 1);
+      const pair = [light(over(ink, paper)), light(paper)].sort((a, b) => b - a);
+      const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+      const text = (asked ? one.placeholder : one.textContent).trim().slice(0, 40);
+      if (ratio < 4.5) found.set(`${style.color} ${paper}`, [text, style.color, `${paper}`, ratio]);
+    }
+  };
+  look(document);
+  return [...found.values()];
+}"""
+
 
 @dataclass(frozen=True)
 class Running:
     """A server that answers at ``url``, whose query holds the token; ``lines`` are what it has said."""
 
     url: str
+    root: str
     lines: list[str]
     process: subprocess.Popen[str]
+    reader: threading.Thread
 
     @property
     def address(self) -> str:
@@ -40,6 +81,18 @@ class Running:
     @property
     def token(self) -> str:
         return self.url.partition("token=")[2]
+
+    @property
+    def port(self) -> str:
+        return self.address.rstrip("/").rpartition(":")[2]
+
+    def stop(self) -> None:
+        """Ctrl-C, which must stop it cleanly; nothing where it was stopped before."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(_STOP_S) == 0, self.lines
+        self.reader.join(_STOP_S)
+        assert self.lines[-1] == "Stopped."
 
 
 @contextmanager
@@ -63,14 +116,12 @@ def explorer(root: Path | str, *options: str) -> Iterator[Running]:
         while True:
             line = heard.get(timeout=_READY_S)
             assert line, f"stopped at once: {lines}"
-            found = re.search(r"^http://\S+token=\S+", line)
+            found = re.search(r"^http://\S+$", line.rstrip())
             if found:
                 break
-        yield Running(found.group(), lines, process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(_STOP_S) == 0, lines
-        reader.join(_STOP_S)
-        assert lines[-1] == "Stopped."
+        running = Running(found.group(), str(root), lines, process, reader)
+        yield running
+        running.stop()
     finally:
         process.kill()
         process.wait()
@@ -93,7 +144,9 @@ def chromium() -> Iterator[Any]:
 class Visit:
     """A page of the explorer in a context of its own, and all that it asked for and complained of."""
 
-    def __init__(self, browser: Any, url: str, width: int = 1600, height: int = 1000) -> None:
+    def __init__(
+        self, browser: Any, url: str, width: int = 1600, height: int = 1000, has_map: bool = True
+    ) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
@@ -108,8 +161,9 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(url)
         self.cards.first.wait_for()
-        self.until("() => (window.Bokeh?.documents[0]?.get_model_by_name('marks')?.data.x.length"
-                   " || Bokeh?.documents[0]?.get_model_by_name('image')?.data.x.length)")  # fmt: skip
+        if has_map:
+            self.until("() => (window.Bokeh?.documents[0]?.get_model_by_name('marks')?.data.x.length"
+                       " || Bokeh?.documents[0]?.get_model_by_name('image')?.data.x.length)")  # fmt: skip
 
     @property
     def cards(self) -> Any:
@@ -169,6 +223,10 @@ class Visit:
         cards = self.page.get_by_label(gallery, exact=True).locator("button")
         found = cards.evaluate_all("(buttons) => buttons.map((button) => button.dataset.key)")
         return list(found)
+
+    def faint(self) -> list[list[Any]]:
+        """Texts that stand out less than 4.5 to 1 (WCAG AA): text, colour, what is behind it, the ratio."""
+        return list(self.page.evaluate(_FAINT))
 
     def leave(self) -> None:
         """Close the page and its context."""

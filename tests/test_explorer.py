@@ -8,7 +8,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import pytest
 from PIL import Image
 
 from hcs_ray import contracts as c
+from hcs_ray.contracts import InputError
 from hcs_ray.explore import fields as field_data
 from hcs_ray.explore.scene import Scene, open_scene
-from hcs_ray.labels import LabelLog, read_labels
+from hcs_ray.explore.server import explore
+from hcs_ray.labels import Decision, LabelLog, read_labels
 from hcs_ray.profiles.build import profile
 from hcs_ray.stage import read_record
 from hcs_ray.study import open_study
@@ -58,10 +60,26 @@ def looking(drawn: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def root(drawn: Path, tmp_path: Path) -> Path:
-    """A study of one's own, to label."""
-    return Path(shutil.copytree(drawn, tmp_path / "study"))
+@pytest.fixture(scope="module")
+def unfinished(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study to label, without its last stages."""
+    root = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("unfinished") / "study"))
+    for stage in ("maps", "outliers"):
+        shutil.rmtree(root / stage)
+    return root
+
+
+@pytest.fixture(scope="module")
+def ada(unfinished: Path) -> Iterator[Running]:
+    with explorer(unfinished, "--user", "ada") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bo(unfinished: Path) -> Iterator[Running]:
+    """A second server of the same study, open to all of this machine."""
+    with explorer(unfinished, "--user", "bo", "--no-token") as running:
+        yield running
 
 
 def _around(scene: Scene, rows: np.ndarray[Any, Any]) -> list[tuple[float, float]]:
@@ -126,6 +144,7 @@ def test_a_lasso_selects_and_all_views_follow(
     assert visit.column("ring", "x")[0] == pytest.approx(scene.fields["x"][row])
 
     _looks_whole(page)
+    assert not visit.faint()
     assert all(url.startswith((looking.address, "ws://127.0.0.1:", "blob:", "data:")) for url in visit.asked)
     assert not visit.complaints
     visit.leave()
@@ -196,6 +215,7 @@ def test_the_field_view_shows_true_pixels_and_contrast_changes_them(
     page.get_by_label("Illumination corrected").check()
     visit.until(_CHANGED, before)
     page.screenshot(path=tmp_path / "explorer-field.png")
+    assert not visit.faint()
     assert page.get_by_text("no reason: ordinary").count() + page.get_by_text("Evidence").count() > 0
     neighbours = [str(scene.fields[c.KEY][one]) for one in scene.neighbours(row)]
     assert visit.keys("Neighbours in embedding space") == neighbours
@@ -240,6 +260,7 @@ def test_nothing_of_the_data_becomes_markup(browser: Any, looking: Running, scen
     [place] = visit.on_screen("map figure", [(scene.fields["x"][row], scene.fields["y"][row])])
     page.mouse.move(*place)
     page.get_by_text(f"{EVIL}@0.3").first.wait_for()
+    assert not visit.faint()
     page.keyboard.press("f")
     visit.until(_SHOWN)
     page.locator("#side").get_by_text(EVIL).first.wait_for()
@@ -251,110 +272,117 @@ def test_nothing_of_the_data_becomes_markup(browser: Any, looking: Running, scen
     visit.leave()
 
 
-def test_what_was_not_run_is_said(browser: Any, drawn: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(drawn, tmp_path / "study"))
-    for stage in ("maps", "outliers"):
-        shutil.rmtree(root / stage)
-    with explorer(root, "--user", "ada") as running:
-        assert {"map: not run: hcs-ray map", "outliers: not run: hcs-ray outliers"} <= set(running.lines)
-        context = browser.new_context()
-        page = context.new_page()
-        page.goto(running.url)
-        page.locator(".cards button").first.wait_for()
-        assert page.locator(".missing").all_inner_texts() == [
-            "map not run: hcs-ray map", "outliers not run: hcs-ray outliers",
-        ]  # fmt: skip
-        page.get_by_text("No map. not run: hcs-ray map").wait_for()
-        context.close()
+def test_what_was_not_run_is_said(browser: Any, ada: Running) -> None:
+    assert {"map: not run: hcs-ray map", "outliers: not run: hcs-ray outliers"} <= set(ada.lines)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(ada.url)
+    page.locator(".cards button").first.wait_for()
+    assert page.locator(".missing").all_inner_texts() == [
+        "map not run: hcs-ray map", "outliers not run: hcs-ray outliers",
+    ]  # fmt: skip
+    page.get_by_text("No map. not run: hcs-ray map").wait_for()
+    context.close()
 
 
 # --- Labelling -------------------------------------------------------------------------------------------
 
 
-def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(
-    browser: Any, root: Path, scene: Scene
-) -> None:
-    with explorer(root, "--user", "ada") as running:
-        visit = Visit(browser, running.url)
-        visit.page.keyboard.press("ArrowRight")
-        visit.page.keyboard.press("ArrowRight")
-        first, second = visit.keys()[:2]
-        visit.page.keyboard.press("b")
-        visit.page.get_by_text("bad: ").wait_for()
-        visit.page.keyboard.press("ArrowLeft")
-        visit.page.keyboard.press("g")
-        visit.page.locator(f"[data-key='{first}'][data-verdict=good]").first.wait_for()
-        visit.page.keyboard.press("z")
-        visit.page.get_by_text("Taken back: good").wait_for()
-        visit.page.get_by_placeholder("tag, as in debris").fill("debris")
-        visit.page.get_by_role("button", name="Add tag").click()
-        visit.page.get_by_text("tag debris: ").wait_for()
-        corners = _around(scene, np.arange(40, 52))
-        expected = _inside(scene, corners)
-        visit.lasso(corners)
-        visit.page.get_by_text(f"of {len(expected)} selected: lasso").wait_for()
-        visit.page.keyboard.press("Shift+U")
-        visit.page.get_by_text(f"unsure: {len(expected)} fields").wait_for()
-        visit.page.keyboard.press("z")
-        visit.page.get_by_text(f"Taken back: unsure, {len(expected)} fields").wait_for()
+def test_two_people_label_at_once_and_see_each_other(browser: Any, ada: Running, bo: Running) -> None:
+    visits = [Visit(browser, ada.url, has_map=False), Visit(browser, bo.url, has_map=False)]
+    keys = visits[0].keys()
+    for number in range(6):
+        for visit, key in zip(visits, "gb", strict=True):
+            if number == 0 and key == "b":
+                for _ in range(6):
+                    visit.page.keyboard.press("ArrowRight")
+            visit.page.keyboard.press("ArrowRight")
+            visit.page.keyboard.press(key)
+    for visit in visits:
+        for key in keys[:6]:
+            visit.page.locator(f"[data-key='{key}'][data-verdict=good]").first.wait_for()
+        for key in keys[6:12]:
+            visit.page.locator(f"[data-key='{key}'][data-verdict=bad]").first.wait_for()
+    visits[0].page.keyboard.press("Shift+U")
+    visits[0].page.get_by_text("Nothing is selected").first.wait_for()
+    assert not visits[0].faint()
+    for visit in visits:
         assert not visit.complaints
         visit.leave()
-    with explorer(root, "--user", "ada") as running:
-        visit = Visit(browser, running.url)
-        visit.page.locator(f"[data-key='{second}'][data-verdict=bad]").first.wait_for()
+    decisions = _decisions(ada.root)
+    assert len(decisions) == 12
+    assert {decision.user for decision in decisions} == {"ada", "bo"}
+
+
+def _decisions(root: str) -> list[Decision]:
+    log = LabelLog(open_study(root).storage)
+    log.refresh()
+    return log.decisions
+
+
+def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(browser: Any, ada: Running) -> None:
+    """The last test of this server, which it stops."""
+    visit = Visit(browser, ada.url, has_map=False)
+    page, keyboard = visit.page, visit.page.keyboard
+    page.get_by_label("Browse").select_option("Plate")
+    page.get_by_label("Of these").select_option("Week2_20002 (12)")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_text("of 12 selected: Plate").wait_for()
+    selected = visit.keys()
+    first, second = selected[:2]
+    page.locator(f"[data-key='{first}'][aria-current=true]").wait_for()
+    keyboard.press("ArrowRight")
+    keyboard.press("b")
+    page.get_by_text("bad: ").wait_for()
+    keyboard.press("ArrowLeft")
+    keyboard.press("g")
+    page.locator(f"[data-key='{first}'][data-verdict=good]").first.wait_for()
+    keyboard.press("z")
+    page.get_by_text("Taken back: good").wait_for()
+    page.get_by_placeholder("tag, as in debris").fill("debris")
+    page.get_by_role("button", name="Add tag").click()
+    page.get_by_text("tag debris: ").wait_for()
+    page.locator(f"[data-key='{first}']").first.click()
+    keyboard.press("Shift+U")
+    page.get_by_text("unsure: 12 fields").wait_for()
+    keyboard.press("z")
+    page.get_by_text("Taken back: unsure, 12 fields").wait_for()
+    assert not visit.complaints
+    visit.leave()
+    ada.stop()
+    labelled = read_labels(open_study(ada.root).storage).set_index("key")
+    with explorer(ada.root, "--user", "ada") as again:
+        visit = Visit(browser, again.url, has_map=False)
         with visit.page.expect_download() as download:
             visit.page.get_by_text("Labels as CSV").click()
-        csv = pd.read_csv(download.value.path())
-        assert set(csv["key"]) == {first, second}
+        assert list(pd.read_csv(download.value.path())["key"]) == list(labelled.index)
+        visit.page.get_by_label("Browse").select_option("Label")
+        visit.page.get_by_label("Of these").select_option("tag debris (1)")
+        visit.page.get_by_role("button", name="Show").click()
+        visit.page.get_by_text("of 1 selected: Label").wait_for()
+        assert visit.keys() == [first]
         visit.leave()
-    log = LabelLog(open_study(str(root)).storage)
-    log.refresh()
-    assert [set(one.keys) for one in log.decisions if one.verdict == "unsure"] == [expected], "one decision"
-    table = read_labels(open_study(str(root)).storage).set_index("key")
-    assert table.loc[second, "verdict"] == "bad"
-    assert table.loc[first, "verdict"] is None
-    assert table.loc[first, "tags"] == ["debris"]
-    assert set(table["user"]) == {"ada"}
-    study = open_study(str(root), overrides=["labels.exclude=[bad]"])
-    assert study.claim("train").config["labels"]["fields"] == 1, "a training would leave it out"
+    unsure = [set(one.keys) for one in _decisions(ada.root) if one.verdict == "unsure"]
+    assert unsure == [set(selected)], "one decision"
+    assert list(labelled.loc[[first, second], "verdict"]) == [None, "bad"]
+    assert labelled.loc[first, "tags"] == ["debris"]
+    assert set(labelled.loc[[first, second], "user"]) == {"ada"}
+    study = open_study(ada.root, overrides=["labels.exclude=[bad]"])
+    bad = set(labelled.index[labelled["verdict"] == "bad"])
+    assert study.claim("train").config["labels"]["fields"] == len(bad), "a training would leave them out"
     profile(study, quiet, force=True)
     record = read_record(study.storage, study.place("profile"))
     assert record is not None
-    assert second in record.read(study.storage, "profiles/main/labels.json").decode()
-
-
-def test_two_people_label_at_once_and_see_each_other(browser: Any, root: Path) -> None:
-    with explorer(root, "--user", "ada") as one, explorer(root, "--user", "bo") as other:
-        visits = [Visit(browser, one.url), Visit(browser, other.url)]
-        keys = visits[0].keys()
-        for number in range(6):
-            for visit, key in zip(visits, "gb", strict=True):
-                if number == 0 and key == "b":
-                    for _ in range(6):
-                        visit.page.keyboard.press("ArrowRight")
-                visit.page.keyboard.press("ArrowRight")
-                visit.page.keyboard.press(key)
-        for visit in visits:
-            for key in keys[:6]:
-                visit.page.locator(f"[data-key='{key}'][data-verdict=good]").first.wait_for()
-            for key in keys[6:12]:
-                visit.page.locator(f"[data-key='{key}'][data-verdict=bad]").first.wait_for()
-        visits[0].page.keyboard.press("Shift+U")
-        visits[0].page.get_by_text("Nothing is selected").first.wait_for()
-        assert not visits[0].complaints
-        for visit in visits:
-            visit.leave()
-    log = LabelLog(open_study(str(root)).storage)
-    log.refresh()
-    assert len(log.decisions) == 12
-    assert {decision.user for decision in log.decisions} == {"ada", "bo"}
+    left_out = record.read(study.storage, "profiles/main/labels.json").decode()
+    assert all(key in left_out for key in bad)
 
 
 # --- The door --------------------------------------------------------------------------------------------
 
 
-def _status(url: str, cookie: str = "") -> tuple[int, str]:
-    request = urllib.request.Request(url, headers={"Cookie": cookie} if cookie else {})
+def _status(url: str, cookie: str = "", host: str = "") -> tuple[int, str]:
+    asked = {"Cookie": cookie, "Host": host}
+    request = urllib.request.Request(url, headers={name: said for name, said in asked.items() if said})
     try:
         with urllib.request.urlopen(request) as answer:
             return answer.status, answer.read().decode(errors="replace")
@@ -363,8 +391,7 @@ def _status(url: str, cookie: str = "") -> tuple[int, str]:
 
 
 def test_without_the_token_there_is_nothing_to_see(looking: Running) -> None:
-    address = looking.address
-    port = address.rstrip("/").rpartition(":")[2]
+    address, port = looking.address, looking.port
     wrong = f"hcs_ray_{port}={'x' * len(looking.token)}"
     for path in (
         "",
@@ -389,15 +416,14 @@ def test_without_the_token_there_is_nothing_to_see(looking: Running) -> None:
     assert [line for line in looking.lines if looking.token in line] == [looking.url]
 
 
-def test_the_websocket_asks_for_the_token_and_the_right_origin(looking: Running) -> None:
+def _socket_status(running: Running, cookie: str, origin: str) -> int:
+    """What the websocket's handshake is answered with."""
     from tornado.httpclient import HTTPClientError, HTTPRequest
     from tornado.websocket import websocket_connect
 
-    port = looking.address.rstrip("/").rpartition(":")[2]
-
-    async def status(cookie: str, origin: str) -> int:
+    async def status() -> int:
         headers = {"Origin": origin, **({"Cookie": cookie} if cookie else {})}
-        request = HTTPRequest(f"ws://127.0.0.1:{port}/ws", headers=headers)
+        request = HTTPRequest(f"ws://127.0.0.1:{running.port}/ws", headers=headers)
         try:
             connection = await websocket_connect(request, subprotocols=["bokeh", "x.y"])
         except HTTPClientError as error:
@@ -405,27 +431,38 @@ def test_the_websocket_asks_for_the_token_and_the_right_origin(looking: Running)
         connection.close()
         return 101
 
-    def found(answer: Coroutine[Any, Any, int]) -> int:
-        with ThreadPoolExecutor(1) as pool:  # Playwright has a loop of its own in this thread
-            return pool.submit(asyncio.run, answer).result()
+    with ThreadPoolExecutor(1) as pool:  # Playwright has a loop of its own in this thread
+        return pool.submit(asyncio.run, status()).result()
 
-    ours, right = f"http://127.0.0.1:{port}", f"hcs_ray_{port}={looking.token}"
-    assert found(status("", ours)) == 403
-    assert found(status(f"hcs_ray_{port}=wrong", ours)) == 403
-    assert found(status(right, "http://elsewhere.example")) == 403
-    assert found(status(right, ours)) == 101
+
+def test_the_websocket_asks_for_the_token_and_the_right_origin(looking: Running) -> None:
+    name = f"hcs_ray_{looking.port}"
+    ours, right = f"http://127.0.0.1:{looking.port}", f"{name}={looking.token}"
+    assert _socket_status(looking, "", ours) == 403
+    assert _socket_status(looking, f"{name}=wrong", ours) == 403
+    assert _socket_status(looking, right, "http://elsewhere.example") == 403
+    assert _socket_status(looking, right, ours) == 101
+
+
+def test_without_a_token_pages_of_elsewhere_are_still_refused(bo: Running) -> None:
+    assert "Anybody with an account on this machine can open it and label as bo." in bo.lines
+    assert bo.url == bo.address
+    assert _status(bo.url)[0] == 200
+    assert _status(f"{bo.url}thumb/0.jpg")[0] == 200
+    assert _socket_status(bo, "", f"http://127.0.0.1:{bo.port}") == 101
+    assert _socket_status(bo, "", "http://elsewhere.example") == 403
+    for path in ("", "thumb/0.jpg", "metadata"):
+        status, text = _status(bo.url + path, host=f"elsewhere.example:{bo.port}")
+        assert status == 403, path
+        assert text.count("\n") == 1
+    with pytest.raises(InputError, match=r"--no-token with --address 0\.0\.0\.0: only on"):
+        explore(open_study(bo.root), "0.0.0.0", 0, "bo", print, with_token=False)
 
 
 def test_what_cannot_be_served_is_said_before_any_server_starts(tmp_path: Path, looking: Running) -> None:
     assert "no such file" in refused("explore", tmp_path / "nothing")
     (tmp_path / "study.yaml").write_text("{}")
     assert "run hcs-ray shard first" in refused("explore", tmp_path)
-    port = looking.address.rstrip("/").rpartition(":")[2]
-    assert "cannot be had" in refused("explore", _root_of(looking), "--port", port)
-    assert "--port 70000" in refused("explore", _root_of(looking), "--port", "70000")
-
-
-def _root_of(running: Running) -> str:
-    arguments = running.process.args
-    assert isinstance(arguments, list)
-    return str(arguments[2])
+    assert "cannot be had" in refused("explore", looking.root, "--port", looking.port)
+    with pytest.raises(InputError, match="--port 70000"):
+        explore(open_study(looking.root), "127.0.0.1", 70000, "ada", print)
