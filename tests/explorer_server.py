@@ -176,6 +176,7 @@ class Visit:
 
     def settle(self) -> None:
         """Wait until the map's axes stay where they are: they fit themselves to the window at first."""
+        self.until("() => Bokeh.documents[0].get_model_by_name('map figure').y_range.reset_start !== null")
         corners = [(0.0, 0.0), (1.0, 1.0)]
         before: list[tuple[float, float]] = []
         while (now := self.on_screen("map figure", corners)) != before:
