@@ -48,6 +48,6 @@ def _appended(level: Level, table: pd.DataFrame, left_out: pd.DataFrame) -> pd.D
     if WELLS in level.columns:
         known[WELLS] = left_out.groupby(level.identity)[WELL_NAME].nunique().loc[first[level.identity]].array
     added = first.assign(**known).reindex(columns=table.columns)
-    for name in table.columns[table.dtypes == bool]:
+    for name in table.select_dtypes(bool).columns:
         added[name] = np.asarray(first.get(name, False), dtype=bool)
     return pd.concat([table, added.astype(table.dtypes.to_dict())], ignore_index=True)
