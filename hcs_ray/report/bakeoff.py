@@ -1,4 +1,4 @@
-"""The bake-off of normalisations, and what is left of weeks and plates under the one that this run has."""
+"""The bake-off of normalisations, and what is left of batches and plates under the one that this run has."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hcs_ray.report.chart import Chart
 HEADS: Final = (
     ("Replicate mAP", "do replicates find one another: 0 random order, 1 perfect"),
     ("mAP of the position", "of other treatments at the same position: what the position alone gives"),
-    ("Week told", "balanced accuracy of a probe on control wells, above chance"),
+    ("Batch told", "balanced accuracy of a probe on control wells, above chance"),
     ("Plate told", "the same of the plate"),
-    ("LISI", "weeks among a control's nearest wells"),
-    ("Same-week neighbours", "share of nearest neighbours that are of the same week"),
+    ("LISI", "batches among a control's nearest wells"),
+    ("Same-batch neighbours", "share of nearest neighbours that are of the same batch"),
     ("NSC", "right of scored treatments, with the 95 % interval"),
     ("NSCB", "right of scored treatments, with the 95 % interval"),
 )  # fmt: skip
@@ -70,7 +70,7 @@ def bake_off(table: pd.DataFrame, document: Mapping[str, Any], picture: bytes, c
     made = [str(row[METHOD]) for row in rows if not _is_skipped(row)]
     alt = (
         "Normalisations: how well replicates find one another against how well control wells tell their "
-        f"week, and NSCB against same-week neighbours, of {', '.join(made)}; chosen: {document['chosen']}"
+        f"batch, and NSCB against same-batch neighbours, of {', '.join(made)}; chosen: {document['chosen']}"
     )
     return BakeOff(
         rule=str(document["rule"]),
@@ -128,7 +128,7 @@ def _number(value: float, form: str) -> str:
 
 
 def _gauges(row: Mapping[str, Any]) -> tuple[BatchGauge, ...]:
-    names = {"week": "Week of control wells told", "plate": "Plate of control wells told"}
+    names = {"week": "Batch of control wells told", "plate": "Plate of control wells told"}
     return tuple(
         BatchGauge(
             title, float(row[f"{name}_accuracy"]), float(row[f"{name}_chance"]), _told(name, row)
@@ -151,6 +151,6 @@ def _told(name: str, row: Mapping[str, Any]) -> str:
 
 def _lisi(row: Mapping[str, Any]) -> str:
     return (
-        f"Among the nearest wells of a control lie {row['lisi_weeks']:.2f} weeks (LISI); mixed at random "
-        f"there would be {row['lisi_weeks_mixed']:.2f}, with every week by itself 1."
+        f"Among the nearest wells of a control lie {row['lisi_weeks']:.2f} batches (LISI); mixed at random "
+        f"there would be {row['lisi_weeks_mixed']:.2f}, with every batch by itself 1."
     )

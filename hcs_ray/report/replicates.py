@@ -23,7 +23,7 @@ from hcs_ray.report.answers import Answer
 VALUE: Final = "normalized_map"
 LEAKED: Final = "leaked"
 _QUESTION: Final = (
-    "Do a treatment's wells on other plates look more alike than wells of other treatments of its week? "
+    "Do a treatment's wells on other plates look more alike than wells of other treatments of its batch? "
     "(normalised: 0 is a random order, 1 a perfect one)"
 )
 
