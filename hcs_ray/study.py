@@ -13,6 +13,7 @@ from typing import Final
 from hcs_ray.config import LEAVE_OUT, StudyConfig, canonical_digest, parse_study, stage_config, to_yaml
 from hcs_ray.contracts import InputError
 from hcs_ray.labels import ExcludedFields, LabelSnapshot, excluded_file, of_killed
+from hcs_ray.pipeline import STAGES, spec_of
 from hcs_ray.stage import (
     COMMANDS,
     LABELS,
@@ -39,60 +40,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
-class StageSpec:
-    """What a stage reads and writes; ``{name}`` in the folder is the run's name."""
-
-    folder: str
-    inputs: tuple[str, ...]
-    sections: tuple[str, ...]
-    flat: bool = False
-    grows: bool = False
-    prefix: str = ""  # of its files, in a folder that it shares with another stage
-    foreign: tuple[str, ...] = ()  # the prefixes of others in its folder
-    unread: tuple[str, ...] = ()  # keys of its sections that do not change what it writes
-    optional: tuple[str, ...] = ()  # stages whose result it reads where they are complete
-    labelled: bool = False  # it leaves out the fields that `labels.exclude` names
-    shows: tuple[str, ...] = ()  # the same, but it passes over what is stale: it says so, and goes on
-
-
-# The pipeline in its order, and the sweep beside it.
-STAGES: Mapping[str, StageSpec] = {
-    "shard": StageSpec("shards", (), ("screen", "shards"), grows=True),
-    "split": StageSpec("splits", ("shard",), ("split",), flat=True),
-    "train": StageSpec("runs/{name}", ("shard", "split"), ("model", "train"), labelled=True),
-    "embed": StageSpec("embeddings/{name}", ("shard", "train"), ("embed",)),
-    "profile": StageSpec(
-        "profiles/{name}", ("embed", "split"), ("profile",), foreign=("folds", "comparison"), labelled=True
-    ),
-    "map": StageSpec("maps", ("embed",), ("map",), flat=True),
-    "outliers": StageSpec(
-        "outliers/{name}", ("shard", "split", "embed"), ("outliers",), optional=("map",), labelled=True
-    ),
-    "report": StageSpec(
-        "reports/{name}",
-        ("shard",),
-        ("report",),
-        grows=True,
-        unread=("report.before",),  # the records of that run are inputs
-        shows=("split", "train", "embed", "profile", "map", "outliers", "folds", "compare"),
-    ),
-    "tune": StageSpec("sweeps/{name}", ("shard", "split"), ("model", "train"), labelled=True),
-}
-# What no pipeline waits for; where it is there, a report shows it.
-EXTRAS: Mapping[str, StageSpec] = {
-    "folds": StageSpec("profiles/{name}", ("shard",), ("profile",), prefix="folds", labelled=True),
-    "compare": StageSpec(
-        "profiles/{name}",
-        ("embed", "split"),
-        ("profile",),
-        prefix="comparison",
-        unread=("profile.normalization",),
-        labelled=True,
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Study:
     """One run of a study; made by `open_study`.
 
@@ -109,7 +56,7 @@ class Study:
 
     def place(self, stage: str) -> Place:
         """Where a stage of this run writes."""
-        spec = _spec(stage)
+        spec = spec_of(stage)
         name = "main" if stage == "shard" else self.name
         folder = spec.folder.format(name=self.name)
         return Place(stage, name, folder, spec.flat, spec.grows, spec.prefix, spec.foreign)
@@ -129,7 +76,7 @@ class Study:
         ``raw_inputs`` names what does not come from another stage: the raw tables and images of a screen;
         ``known`` holds records that were found sound a moment ago.
         """
-        spec, known = _spec(stage), {} if known is None else known
+        spec, known = spec_of(stage), {} if known is None else known
         inputs, config = dict(raw_inputs or {}), stage_config(self.config, spec.sections)
         for key in spec.unread:
             section, _, name = key.partition(".")
@@ -229,7 +176,7 @@ class Study:
 
     def _extras(self, stage: str, known: dict[str, StageRecord]) -> list[str]:
         """What a stage reads beside the stages that it needs, where it is there."""
-        spec = _spec(stage)
+        spec = spec_of(stage)
         there = [extra for extra in spec.optional if read_record(self.storage, self.place(extra))]
         return [*there, *(extra for extra in spec.shows if self.sound(extra, known))]
 
@@ -363,10 +310,6 @@ class Study:
             if follows & {*spec.inputs, *spec.optional, *spec.shows}:
                 follows.add(other)
         return [other for other in STAGES if other in follows - {stage, "tune"}]
-
-
-def _spec(stage: str) -> StageSpec:
-    return STAGES.get(stage) or EXTRAS[stage]
 
 
 def sweep_of(run: str) -> str | None:

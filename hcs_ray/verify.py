@@ -12,11 +12,12 @@ import pandas as pd
 from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError, Progress
 from hcs_ray.labels import LabelLog
+from hcs_ray.pipeline import EXTRAS, STAGES
 from hcs_ray.shards.members import flaws_of_tar
 from hcs_ray.shards.read import MANIFEST
 from hcs_ray.stage import OutputFile, Place, StageRecord, read_record
 from hcs_ray.storage import Storage
-from hcs_ray.study import EXTRAS, STAGES, Study
+from hcs_ray.study import Study
 
 _THREADS = 8
 _CHUNK_BYTES = 8 * 2**20

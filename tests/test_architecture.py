@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hcs_ray"
-FOUNDATION = {"contracts", "config", "storage", "lease", "stage", "labels", "study"}
+FOUNDATION = {"contracts", "config", "storage", "lease", "stage", "labels", "pipeline", "study"}
 ONLY_FOR_CLI = {"report", "explore", "jobs", "cli", "demo"}
 TORCH = {"model", "train", "tune", "embed"}
 RAY = {"shards.write", "train", "tune", "embed", "session", "jobs.plain_ray"}
@@ -64,7 +64,7 @@ def test_heavy_libraries_stay_where_they_belong(module: str) -> None:
 
 
 def test_the_foundation_has_an_order() -> None:
-    order = ["contracts", "config", "storage", "lease", "stage", "labels", "study"]
+    order = ["contracts", "config", "storage", "lease", "stage", "labels", "pipeline", "study"]
     for module in order:
         later = set(order[order.index(module) :])
         for part in (name for name in modules() if top(name) == module):

@@ -109,6 +109,6 @@ def test_a_section_that_kubernetes_would_not_take_is_refused_here(override: str,
 
 
 def test_where_a_study_runs_is_no_part_of_what_comes_out() -> None:
-    from hcs_ray.study import EXTRAS, STAGES
+    from hcs_ray.pipeline import EXTRAS, STAGES
 
     assert all("cluster" not in spec.sections for spec in (*STAGES.values(), *EXTRAS.values()))

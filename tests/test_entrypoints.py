@@ -36,8 +36,8 @@ from hcs_ray.jobs.manifests import STAGES, Manifest, compose
 from hcs_ray.jobs.parts import Pod, content, shipped_files
 from hcs_ray.jobs.plain_ray import PlainRay, Status, submit
 from hcs_ray.jobs.redact import same_but_masked
+from hcs_ray.pipeline import STAGES as ALL_STAGES
 from hcs_ray.storage import LocalStorage, Storage, open_storage
-from hcs_ray.study import STAGES as ALL_STAGES
 from hcs_ray.study import open_study
 from tests.command import hcs_ray, refused
 from tests.ray_nodes import Node, RayNodes, ray_nodes

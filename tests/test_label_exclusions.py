@@ -19,11 +19,12 @@ from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.labels import decide, undo
 from hcs_ray.model.targets import ANCHOR, EXCLUDED, LISTED, side_table
 from hcs_ray.outliers.find import find_outliers, read_outliers
+from hcs_ray.pipeline import STAGES
 from hcs_ray.profiles.build import headline, profile, read_evaluation
 from hcs_ray.profiles.fold_stage import profile_folds, read_folds
 from hcs_ray.stage import StaleStageError, parquet_bytes
 from hcs_ray.storage import Storage
-from hcs_ray.study import STAGES, Study, open_study
+from hcs_ray.study import Study, open_study
 from hcs_ray.train import train
 from hcs_ray.train.job import prepare
 from hcs_ray.tune.space import Space

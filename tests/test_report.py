@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from hcs_ray.pipeline import STAGES
 from hcs_ray.profiles.build import read_evaluation
 from hcs_ray.report import answers, build, fieldmap, outliers, pictures, replicates, scores, sections
 from hcs_ray.report.material import Material
 from hcs_ray.stage import read_record
-from hcs_ray.study import STAGES, Study, open_study
+from hcs_ray.study import Study, open_study
 from tests.report_page import Page, context, copy_study, material_of, report_of
 from tests.report_study import EVIL, EVIL_MOA, make_study, quiet
 

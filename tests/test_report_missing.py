@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from hcs_ray.cli.app import app
 from hcs_ray.contracts import InputError
+from hcs_ray.pipeline import EXTRAS, STAGES
 from hcs_ray.profiles.compare import compare
 from hcs_ray.report import build
 from hcs_ray.report.standing import stand
 from hcs_ray.stage import COMMANDS, Claim, StaleStageError, read_record
-from hcs_ray.study import EXTRAS, STAGES, Study, open_study
+from hcs_ray.study import Study, open_study
 from tests.report_page import Page, copy_study, report_of
 from tests.report_study import quiet
 

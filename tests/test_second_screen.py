@@ -18,8 +18,9 @@ import tifffile
 import yaml
 
 from hcs_ray import contracts as c
+from hcs_ray.pipeline import STAGES
 from hcs_ray.shards.read import ShardReader
-from hcs_ray.study import STAGES, Study, open_study
+from hcs_ray.study import Study, open_study
 from hcs_ray.tables import read_embeddings, read_index
 from tests.command import hcs_ray
 

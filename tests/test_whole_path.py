@@ -21,8 +21,9 @@ import pandas as pd
 import pytest
 
 from hcs_ray import contracts as c
+from hcs_ray.pipeline import STAGES
 from hcs_ray.storage import LocalStorage, Storage, open_storage
-from hcs_ray.study import STAGES, open_study
+from hcs_ray.study import open_study
 from hcs_ray.tables import read_embeddings, read_index
 from tests.command import HCS_RAY, hcs_ray, refused
 

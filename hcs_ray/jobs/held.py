@@ -13,9 +13,10 @@ from hcs_ray.jobs.kinds import CONFIG_MAP, RUN, STAGE, Object, label, name_of
 from hcs_ray.jobs.kube import Kube
 from hcs_ray.jobs.ship import impatient
 from hcs_ray.lease import holder_of
+from hcs_ray.pipeline import STAGES
 from hcs_ray.stage import read_record
 from hcs_ray.storage import Storage, open_storage
-from hcs_ray.study import STAGES, Study
+from hcs_ray.study import Study
 
 STUDY_FILE: Final = "study.yaml"
 SWEEP_FILE: Final = "sweep.yaml"

@@ -14,10 +14,11 @@ from typing import Final, TypeVar
 from hcs_ray.config import parse_sweep
 from hcs_ray.contracts import HcsError, InputError
 from hcs_ray.lease import LEASE_SECONDS
+from hcs_ray.pipeline import STAGES
 from hcs_ray.stage import code_identity
 from hcs_ray.storage import Storage, clock_skew
 from hcs_ray.storage import preflight as prove
-from hcs_ray.study import STAGES, Study, open_study
+from hcs_ray.study import Study, open_study
 
 T = TypeVar("T")
 Look = Callable[[Study], object]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from hcs_ray.contracts import InputError
+from hcs_ray.pipeline import EXTRAS, STAGES
 from hcs_ray.stage import COMMANDS, Claim, chain_of, read_record
-from hcs_ray.study import COMPARED, EXTRAS, STAGES, Study
+from hcs_ray.study import COMPARED, Study
 
 _FOLDS: Final = (
     "hcs-ray tune . tune_configs/leave_one_compound_out.yaml --name loco",
