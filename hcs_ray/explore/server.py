@@ -50,7 +50,7 @@ def explore(
             f"--no-token with --address {address}: only on this machine's own addresses, as {LOOPBACK}; "
             "leave one of the two out"
         )
-    port = port or _free_port(address)
+    port = _free_port(address, port)
     explorer = open_explorer(open_scene(study), user)
     try:
         _serve(explorer, address, port, say, with_token)
@@ -71,7 +71,7 @@ def _serve(explorer: Explorer, address: str, port: int, say: Callable[[str], Non
     try:
         server = _server(explorer, colourings, gate, address, port, hosts)
     except OSError as error:
-        raise InputError(f"--address {address} --port {port}: cannot be had: {error.strerror}") from None
+        raise _taken(address, port, error) from None
     server.start()
     labels = PeriodicCallback(lambda: _off_the_loop(explorer, explorer.labels.refresh), _LABELS_MS)
     labels.start()
@@ -195,12 +195,18 @@ def _is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
-def _free_port(address: str) -> int:
-    """A port that is free now."""
+def _free_port(address: str, port: int) -> int:
+    """The port where it is free now, some free one for 0; told before a study is read for nothing."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family) as found:
-            found.bind((address, 0))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            found.bind((address, port))
             return int(found.getsockname()[1])
     except OSError as error:
-        raise InputError(f"--address {address}: cannot be had: {error.strerror or error}") from None
+        raise _taken(address, port, error) from None
+
+
+def _taken(address: str, port: int, error: OSError) -> InputError:
+    wanted = f"--address {address}" + (f" --port {port}" if port else "")
+    return InputError(f"{wanted}: cannot be had: {error.strerror or error}")
