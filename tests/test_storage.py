@@ -213,6 +213,17 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
         preflight(open_storage(str(tmp_path)))
 
 
+def test_what_cannot_be_listed_is_an_error_and_never_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    storage = open_storage(str(tmp_path))
+    assert storage.sizes("labels/events") == {}
+    (tmp_path / "labels/events").symlink_to("events")  # a circle: it stops root, too
+    with pytest.raises(HcsError, match=r"labels/events: cannot be listed: Too many levels"):
+        storage.sizes("labels/events")
+    with pytest.raises(HcsError, match=r"labels/events: cannot be listed: Too many levels"):
+        storage.sizes()
+
+
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "a\\b", "a\0b"])
 def test_paths_cannot_leave_the_root(path: str) -> None:
     with pytest.raises(InputError):

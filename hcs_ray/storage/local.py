@@ -96,13 +96,23 @@ class LocalStorage:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         top = self.path(prefix) if prefix else self.root
         found: dict[str, int] = {}
-        for folder, _, names in os.walk(top):
-            for name in names:
-                if not name.startswith(TEMPORARY):
-                    file = Path(folder, name)
-                    with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
-                        found[file.relative_to(self.root).as_posix()] = file.stat().st_size
+        with self._listing(prefix):
+            for folder, _, names in os.walk(top, onerror=_unless_gone):
+                for name in names:
+                    if not name.startswith(TEMPORARY):
+                        file = Path(folder, name)
+                        with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
+                            found[file.relative_to(self.root).as_posix()] = file.stat().st_size
         return found
+
+    @contextlib.contextmanager
+    def _listing(self, prefix: str) -> Iterator[None]:
+        """What cannot be listed is an error: it must not look as if nothing were there."""
+        try:
+            yield
+        except OSError as error:
+            there = error.filename or self.path(prefix)
+            raise HcsError(f"{there}: cannot be listed: {error.strerror}") from None
 
     def write(self, path: str, data: bytes) -> None:
         with self.writing(path) as file:
@@ -189,6 +199,12 @@ class LocalStorage:
         import pyarrow.fs
 
         return pyarrow.fs.LocalFileSystem(), str(self.root)
+
+
+def _unless_gone(error: OSError) -> None:
+    """For a walk: a folder that is not there, or no longer, is empty."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _is_left(temporary: Path) -> bool:
