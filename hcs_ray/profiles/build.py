@@ -21,6 +21,7 @@ from hcs_ray.profiles.score import Evaluation, Settings, evaluate_wells
 from hcs_ray.profiles.seen_fields import SeenFields
 from hcs_ray.profiles.stream import stream_wells
 from hcs_ray.profiles.tracks import provenance
+from hcs_ray.stage import StageRecord
 from hcs_ray.study import Study
 from hcs_ray.tables import read_index, read_split
 
@@ -72,8 +73,13 @@ def profile(study: Study, progress: Progress, force: bool = False) -> dict[str, 
 
 def read_evaluation(study: Study) -> dict[str, Any]:
     """``evaluation.json`` of this run."""
+    return evaluation_of(study, study.require("profile"))
+
+
+def evaluation_of(study: Study, record: StageRecord) -> dict[str, Any]:
+    """The same of a run by its record, whatever configuration it was made with."""
     path = f"{study.place('profile').folder}/{EVALUATION}"
-    found: dict[str, Any] = study.require("profile").read_json(study.storage, path)
+    found: dict[str, Any] = record.read_json(study.storage, path)
     if found.get("format") != _FORMAT:
         raise InputError(
             f"{study.storage.url}/{path}: format {found.get('format')}, and this version reads {_FORMAT}; "

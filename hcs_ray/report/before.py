@@ -10,7 +10,7 @@ import pandas as pd
 
 from hcs_ray import contracts as c
 from hcs_ray.outliers.find import LEVELS, REASON
-from hcs_ray.profiles.build import EVALUATION
+from hcs_ray.profiles.build import evaluation_of
 from hcs_ray.report.answers import Answer, held_out_answers, overall_answers, percent
 from hcs_ray.report.scores import MechanismScore, mechanisms, queries
 from hcs_ray.stage import read_record
@@ -72,10 +72,9 @@ MECHANISM_HEADS: Final = ("NSCB, held out", "NSCB, leaked", "NSC, held out", "NS
 def read_run(study: Study, outliers: bool) -> Run:
     """Another run, from what its records list, whatever configuration it was made with."""
     storage = study.storage
-    place = study.place("profile")
-    record = read_record(storage, place)
+    record = read_record(storage, study.place("profile"))
     assert record is not None  # the report's claim lists it
-    evaluation = record.read_json(storage, f"{place.folder}/{EVALUATION}")
+    evaluation = evaluation_of(study, record)
     tables = None
     place = study.place("outliers")
     if outliers and (found := read_record(storage, place)):

@@ -11,7 +11,7 @@ import pandas as pd
 from hcs_ray.config import canonical_digest, to_yaml
 from hcs_ray.report.standing import Standing
 from hcs_ray.stage import COMMANDS, Place, StageRecord, code_identity, read_record, record_digest
-from hcs_ray.study import COMPARED, Study
+from hcs_ray.study import Study
 
 _SHOWN = 12  # digits of a hash that are shown; all stand in its title
 
@@ -100,7 +100,7 @@ def _places(study: Study, standing: Standing) -> Iterator[tuple[str, Place]]:
     for name in standing.sweeps:
         yield f"tune {name}", replace(study, name=name).place("tune")
     if standing.before is not None:
-        for stage in COMPARED:
+        for stage in standing.stages_before:
             yield f"{stage} of {standing.before.name}", standing.before.place(stage)
 
 

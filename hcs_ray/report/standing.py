@@ -35,6 +35,7 @@ class Standing:
         missing: The others.
         sweeps: The sweeps that are shown, by name.
         before: The run that this one is compared with; None where there is none, or it is stale.
+        stages_before: What of that run is shown, of `hcs_ray.study.COMPARED`.
         stale_before: What of that run has changed since; empty where nothing has.
     """
 
@@ -42,6 +43,7 @@ class Standing:
     missing: Mapping[str, Missing]
     sweeps: tuple[str, ...]
     before: Study | None
+    stages_before: tuple[str, ...] = ()
     stale_before: tuple[str, ...] = ()
 
 
@@ -61,6 +63,9 @@ def stand(study: Study, claim: Claim) -> Standing:
             path.split("/")[1] for path in sorted(claim.inputs) if path.startswith("sweeps/")
         ),
         before=before,
+        stages_before=tuple(
+            stage for stage in COMPARED if before and before.place(stage).record in claim.inputs
+        ),
         stale_before=stale,
     )  # fmt: skip
 
