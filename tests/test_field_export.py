@@ -255,7 +255,7 @@ def test_a_damaged_field_is_named(study: Study, tmp_path: Path) -> None:
 def test_the_commands(study: Study, tmp_path: Path) -> None:
     keys, root = read_index(study)[c.KEY].tolist(), study.storage.url
     listed = tmp_path / "selection.csv"
-    listed.write_text(f'key,verdict\n"{keys[5]}",good\n{keys[6]},bad\n')
+    listed.write_text(f'key,verdict\n"{keys[5]}",good\n{keys[6]},bad\n', "utf-8-sig")  # as Excel does
     done = hcs_ray("fields", root, keys[0], "--keys", listed, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert f"3 OME-TIFFs in {tmp_path / 'out'}" in done.stderr

@@ -31,10 +31,10 @@ def main(report_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study
 
 @pytest.fixture(scope="module")
 def cleaned(main: Study) -> Study:
-    """A run that leaves out two fields which two people did not like."""
+    """A run that leaves out two fields which two people did not like, and one that is there no more."""
     keys = list(read_index(main, ["key"])["key"])
     decide(main.storage, USER, keys[:1], verdict="bad")
-    decide(main.storage, "Bo", keys[5:6], verdict="bad", add_tags=["debris"])
+    decide(main.storage, "Bo", [*keys[5:6], "Week9_99999_B02_s1"], verdict="bad", add_tags=["debris"])
     return add_run(Path(main.storage.url), "cleaned", EXCLUDE)
 
 
@@ -81,6 +81,7 @@ def test_what_labels_left_out_is_told_by_label_and_by_whom(main: Study, html: st
     assert "2 label bad, 1 tag debris" in row[0]
     assert "1 Ana &lt;b&gt;, 1 Bo" in row[0]
     listed = pd.read_csv(Path(main.storage.url, "reports/cleaned/tables/left-out.csv"))
+    assert set(listed["key"]) <= set(read_index(main, ["key"])["key"])
     assert set(listed["user"]) == {USER, "Bo"}
     assert "With and without excluded fields" in text
     plain = report_of(main)
@@ -105,6 +106,19 @@ def test_a_run_that_has_become_stale_is_not_shown(cleaned: Study, html: str, tmp
     text = Page(study.storage.read("reports/cleaned/index.html").decode()).text
     assert "Run main is stale, so it is not shown (embeddings/main/_stage.json changed)" in text
     assert "hcs-ray run . --name main --to outliers --force" in text
+
+
+def test_stale_outliers_of_the_other_run_are_not_compared(cleaned: Study, html: str, tmp_path: Path) -> None:
+    assert "outliers of main" in Page(html).text
+    study = copy_study(Path(cleaned.storage.url), tmp_path)
+    path = tmp_path / "maps/main_stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2))
+    again = open_study(str(tmp_path), "cleaned", [EXCLUDE, "report.before=main"])
+    build.report(again, quiet, force=True)
+    page = study.storage.read("reports/cleaned/index.html").decode()
+    section = page[page.index('<section id="before">') : page.index('<section id="screen">')]
+    assert "outliers of main" not in Page(page).text
+    assert "Outliers were not looked for in both runs, or are stale in one" in section
 
 
 def test_a_difference_says_what_it_is_worth(main: Study) -> None:

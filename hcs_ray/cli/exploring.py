@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hcs_ray.cli.app import Name, Overrides, Target, app, open_target, say
+from hcs_ray.cli.chosen import login_name
 
 
 @app.command(
@@ -30,10 +31,4 @@ def explore(
     from hcs_ray.explore.server import explore as serve
 
     opened = open_target(study, name, overrides)
-    serve(opened, address, port, user or _login_name(), say, with_token=not no_token)
-
-
-def _login_name() -> str:
-    import getpass
-
-    return getpass.getuser()
+    serve(opened, address, port, user or login_name(), say, with_token=not no_token)

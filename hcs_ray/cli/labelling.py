@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import shlex
 from collections.abc import Iterable
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hcs_ray.cli.app import Json, Overrides, Target, app, open_target, say
-from hcs_ray.contracts import InputError
+from hcs_ray.cli.chosen import Keys, KeysFile, chosen_keys, login_name
+from hcs_ray.contracts import KEY, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +31,8 @@ _NAMED = 3
 @_command(epilog="Example: hcs-ray label hcs-demo Week1_22121_B02_s1 --verdict bad --tag debris")
 def label(
     study: Target,
-    keys: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY...", help="Fields, as Week1_22123_B02_s1.")
-    ] = None,
+    keys: Keys = None,
+    listed: KeysFile = None,
     verdict: Annotated[
         str | None, typer.Option("--verdict", help="good, bad or unsure; none: take the verdict away.")
     ] = None,
@@ -50,24 +49,24 @@ def label(
     from hcs_ray.labels import LabelLog
     from hcs_ray.storage import preflight
 
-    who = user or _login()
+    who, chosen = user or login_name(), chosen_keys(keys, listed)
     opened = open_target(study, "main", None)
     preflight(opened.storage)
     log = LabelLog(opened.storage)
     log.refresh()
     log.warn()
     if undo:
-        if keys or verdict or tags or untags:
+        if chosen or verdict or tags or untags:
             raise InputError("--undo takes back your last decision; it goes with no key, verdict or tag")
         say(_undone(log, who))
         return
     if not (verdict or tags or untags):
         raise InputError("nothing to say about these fields; give --verdict, --tag, --untag or --undo")
-    _require_fields(opened, keys or [])
+    _require_fields(opened, chosen)
     clear = verdict == "none"
     made = log.decide(
         who,
-        keys or [],
+        chosen,
         verdict=None if clear else verdict,
         clear=clear,
         add_tags=tags or [],
@@ -103,13 +102,6 @@ def labels(
         typer.echo(json.dumps(figures))
 
 
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        raise InputError("who decides? give a name with --user") from None
-
-
 def _undone(log: LabelLog, user: str) -> str:
     last = log.last_of(user)
     if last is None:
@@ -130,10 +122,7 @@ def _words(decision: Decision) -> str:
 
 def _require_fields(study: Study, keys: list[str]) -> None:
     """`InputError` for a key that is not in the index of the shards."""
-    from hcs_ray.contracts import KEY
-    from hcs_ray.tables import read_index
-
-    known = set(read_index(study, [KEY])[KEY])
+    known = _fields(study)
     unknown = [key for key in keys if key not in known]
     if unknown:
         raise InputError(
@@ -143,16 +132,26 @@ def _require_fields(study: Study, keys: list[str]) -> None:
         )
 
 
+def _fields(study: Study) -> set[str]:
+    """The keys of all fields in the shards."""
+    from hcs_ray.tables import read_index
+
+    return set(read_index(study, [KEY])[KEY])
+
+
 def _counts(study: Study, table: pd.DataFrame) -> dict[str, int | dict[str, int]]:
     """How many fields are labelled, and how; and what ``labels.exclude`` makes of it."""
     found: dict[str, int | dict[str, int]] = {"labelled fields": len(table)}
+    there = _fields(study) if study.sound("shard") else set(table[KEY])
+    if gone := len(set(table[KEY]) - there):
+        found["of fields that the shards no longer have"] = gone
     verdicts = table["verdict"].dropna().value_counts()
     found["verdicts"] = {str(name): int(verdicts[name]) for name in sorted(verdicts.index)}
     found["tags"] = _tally(tag for tags in table["tags"] for tag in tags)
     found["last decided by"] = _tally(table["user"])
     if study.config.labels.exclude:
         rules = ", ".join(study.config.labels.exclude)
-        found[f"left out ({rules})"] = len(study.excluded().reasons)
+        found[f"left out ({rules})"] = len(study.excluded().among(there).reasons)
     return found
 
 

@@ -104,7 +104,7 @@ def _rows(study: Study, keys: list[str]) -> list[dict[str, Any]]:
     """The rows of the index with these keys, in this order."""
     index = read_index(study).set_index(c.KEY, drop=False)
     if unknown := [key for key in keys if key not in index.index]:
-        near = difflib.get_close_matches(unknown[0], index.index, 1, 0)
+        near = difflib.get_close_matches(unknown[0], index.index, 1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest is {near[0]}" if near else ""
         raise InputError(f"{study.storage.url}: has no field {unknown[0]}{more}{hint}")

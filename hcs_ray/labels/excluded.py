@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,6 +38,11 @@ class ExcludedFields:
     def claim(self) -> dict[str, Any]:
         """What the claim of a stage holds of it."""
         return {"exclude": list(self.rules), "fields": len(self.reasons), "sha256": self.sha256}
+
+    def among(self, keys: Collection[str]) -> ExcludedFields:
+        """Those of some fields: a label may be of a field that the study no longer has."""
+        kept = {key: why for key, why in self.reasons.items() if key in keys}
+        return ExcludedFields(self.rules, kept, {key: self.users[key] for key in kept})
 
     def to_bytes(self) -> bytes:
         """The content of `EXCLUDED_FILE`."""

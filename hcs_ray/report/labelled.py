@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -44,13 +44,14 @@ class LeftOut:
         return dict(sorted(Counter(self.found.users.values()).items()))
 
 
-def left_out(study: Study, standing: Standing) -> tuple[LeftOut, ...]:
-    """Of the stages that the report shows, from what they keep beside their outputs."""
+def left_out(study: Study, standing: Standing, keys: Collection[str]) -> tuple[LeftOut, ...]:
+    """Of the stages that the report shows, from what they keep beside their outputs; ``keys``: all fields."""
     groups: list[LeftOut] = []
     for stage in standing.stages:
-        found = _excluded(study, stage)
-        if found is None:
+        kept = _excluded(study, stage)
+        if kept is None:
             continue
+        found = kept.among(keys)
         name = COMMANDS.get(stage, stage)
         same = next((number for number, group in enumerate(groups) if group.found == found), None)
         if same is None:

@@ -105,9 +105,16 @@ def gather(study: Study, standing: Standing) -> Material:
         folds=read_folds(study) if "folds" in there else None,
         compared=_compared(study) if "compare" in there else None,
         sweeps=tuple(board(study, name) for name in standing.sweeps),
-        left_out=left_out(study, standing),
-        before=read_run(standing.before, outliers is not None) if standing.before else None,
+        left_out=left_out(study, standing, set(index[c.KEY])),
+        before=_before(standing, outliers is not None),
     )
+
+
+def _before(standing: Standing, outliers: bool) -> Run | None:
+    """The other run; its outliers where both runs' are shown."""
+    if standing.before is None:
+        return None
+    return read_run(standing.before, outliers and "outliers" in standing.stages_before)
 
 
 def _classes(predicted: pd.DataFrame) -> tuple[str, ...]:
