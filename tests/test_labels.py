@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcs_ray.contracts import InputError
-from hcs_ray.labels import Decision, LabelLog, decide, labels_csv, read_labels, undo
+from hcs_ray.labels import Decision, FieldLabel, LabelLog, LabelState, decide, labels_csv, read_labels, undo
 from hcs_ray.labels.decision import EVENTS, next_stamp
+from hcs_ray.labels.table import field_labels
 from hcs_ray.storage import LocalStorage, Storage, open_storage
 from hcs_ray.study import open_study
 from hcs_ray.verify import verify
@@ -223,6 +224,45 @@ def test_any_interleaving_gives_one_table_with_any_clocks(
                 copy.put_if_absent(decision.path, decision.to_bytes())
                 late.refresh()
             assert rows(late.table()) == rows(read_labels(copy)) == expected
+
+
+def drawn(number: int, what: dict[str, Any] | int) -> Decision:
+    """The decision of some number: what it says, or the number of that which it takes back."""
+    names = [f"20261123T12043312345{digit}Z-x-{'0' * 32}" for digit in range(10)]
+    about: dict[str, Any] = {"undoes": names[what]} if isinstance(what, int) else what
+    about = {name: tuple(set(one)) if isinstance(one, (list, set)) else one for name, one in about.items()}
+    return Decision(names[number], f"at {number}", USERS[number % 3], **about)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(DECISIONS.filter(says_something), st.integers(0, 9)), max_size=10),
+    st.lists(st.sets(st.integers(0, 9)), max_size=6),
+)
+def test_labels_that_follow_each_change_are_those_of_all_decisions(
+    made: list[dict[str, Any] | int], looks: list[set[int]]
+) -> None:
+    every = [drawn(number, what) for number, what in enumerate(made)]
+    one_by_one = [set(range(count)) for count in range(len(every) + 1)]
+    state, told = LabelState(), dict[str, FieldLabel]()
+    for look in [*one_by_one, *looks]:  # then some are gone, and others come between or before
+        known = [decision for number, decision in enumerate(every) if number in look]
+        for key, label in state.follow(reversed(known)).items():
+            told.pop(key, None)
+            told |= {} if label is None else {key: label}
+        assert state.labels() == told == field_labels(known)
+    assert {key: (one.verdict, sorted(one.tags), one.user) for key, one in told.items()} == naive_table(known)
+
+
+def test_a_decision_more_touches_its_own_fields_alone() -> None:
+    many = [drawn(0, {"keys": KEYS, "verdict": "bad"}), drawn(1, {"keys": KEYS, "add_tags": ("odd",)})]
+    one, undone = drawn(2, {"keys": KEYS[:1], "verdict": "good"}), drawn(3, 2)
+    state = LabelState()
+    assert len(state.follow(many)) == len(KEYS)
+    before = state.labels()
+    assert state.follow([*many, one]) == {KEYS[0]: FieldLabel("good", frozenset({"odd"}), one.user, one.time)}
+    assert state.follow([*many, one, undone]) == {KEYS[0]: before[KEYS[0]]}
+    assert all(state.labels()[key] is before[key] for key in KEYS[1:]), "not computed again"
 
 
 def test_a_clock_that_runs_ahead_does_not_win_for_an_hour(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hcs_ray.config import VERDICTS, Verdict
 from hcs_ray.labels.decision import Decision, checked_key, checked_tag, checked_user
 from hcs_ray.labels.excluded import ExcludedFields, LabelSnapshot, excluded_file, of_killed
 from hcs_ray.labels.log import LabelLog, decide, read_labels, undo
-from hcs_ray.labels.table import FieldLabel, labels_csv
+from hcs_ray.labels.table import FieldLabel, LabelState, holding, label_table, labels_csv
 
 __all__ = [
     "VERDICTS",
@@ -20,12 +20,15 @@ __all__ = [
     "FieldLabel",
     "LabelLog",
     "LabelSnapshot",
+    "LabelState",
     "Verdict",
     "checked_key",
     "checked_tag",
     "checked_user",
     "decide",
     "excluded_file",
+    "holding",
+    "label_table",
     "labels_csv",
     "of_killed",
     "read_labels",

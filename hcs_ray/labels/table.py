@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from hcs_ray.config import Verdict
@@ -32,8 +33,11 @@ class FieldLabel:
     def after(self, decision: Decision) -> FieldLabel:
         """The label once a decision was made."""
         verdict = None if decision.clear else decision.verdict or self.verdict
-        tags = (self.tags | set(decision.add_tags)) - set(decision.remove_tags)
-        return replace(self, verdict=verdict, tags=tags, user=decision.user, time=decision.time)
+        tags = self.tags.union(decision.add_tags).difference(decision.remove_tags)
+        return FieldLabel(verdict, tags, decision.user, decision.time)
+
+
+_NO_LABEL: Final = FieldLabel()
 
 
 def holding(decisions: Iterable[Decision]) -> list[Decision]:
@@ -51,9 +55,51 @@ def field_labels(decisions: Iterable[Decision]) -> dict[str, FieldLabel]:
     """Key -> label, by key, of the fields that have a verdict or a tag."""
     found: dict[str, FieldLabel] = {}
     for decision in holding(decisions):
-        for key in decision.keys:
-            found[key] = found.get(key, FieldLabel()).after(decision)
-    return {key: label for key, label in sorted(found.items()) if label.verdict or label.tags}
+        _take_in(found, decision, decision.keys)
+    return dict(sorted(found.items()))
+
+
+def _take_in(labels: dict[str, FieldLabel], decision: Decision, keys: Iterable[str]) -> None:
+    """Let a decision, the last one so far, hold for some of its fields; what is left without a word goes."""
+    after = functools.cache(lambda label: label.after(decision))  # most fields come from a few labels
+    for key in keys:
+        label = after(labels.get(key, _NO_LABEL))
+        if label.verdict or label.tags:
+            labels[key] = label
+        else:
+            labels.pop(key, None)
+
+
+class LabelState:
+    """The labels of `field_labels`, kept while decisions come, go and are taken back.
+
+    Only what a change touches is computed again, however many fields were decided about before. Not to be
+    shared by threads.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Decision] = {}  # by id, in the order of the ids
+        self._labels: dict[str, FieldLabel] = {}
+
+    def labels(self) -> dict[str, FieldLabel]:
+        """Key -> label, by key, of the fields that have a verdict or a tag."""
+        return dict(sorted(self._labels.items()))
+
+    def follow(self, decisions: Iterable[Decision]) -> dict[str, FieldLabel | None]:
+        """Take over all decisions that are known now; key -> label, or None, of each field this touches."""
+        held = {decision.id: decision for decision in holding(decisions)}
+        come = [decision for name, decision in held.items() if name not in self._held]
+        gone = [decision for name, decision in self._held.items() if name not in held]
+        touched = {key for decision in (*come, *gone) for key in decision.keys}
+        follows = not gone and (not come or not self._held or come[0].id > next(reversed(self._held)))
+        if not follows:  # their histories from the beginning: something in between is new or gone
+            come = list(held.values())
+            for key in touched:
+                self._labels.pop(key, None)
+        for decision in come:
+            _take_in(self._labels, decision, touched.intersection(decision.keys))
+        self._held = held
+        return {key: self._labels.get(key) for key in touched}
 
 
 def label_table(labels: dict[str, FieldLabel]) -> pd.DataFrame:
