@@ -27,7 +27,7 @@ from hcs_ray.labels import Decision, LabelLog, read_labels
 from hcs_ray.profiles.build import profile
 from hcs_ray.stage import read_record
 from hcs_ray.study import open_study
-from tests.command import refused
+from tests.command import hcs_ray, refused
 from tests.explorer_server import Running, Visit, chromium, explorer
 from tests.report_study import EVIL, EVIL_MOA, make_study, quiet
 
@@ -198,6 +198,9 @@ def test_the_field_view_shows_true_pixels_and_contrast_changes_them(
     assert blue[2] < bright[2] * 0.8, "nothing of the first channel is above its low limit any more"
     assert blue[0] == pytest.approx(bright[0], rel=0.15)
     assert not page.get_by_label("Contrast by percentiles of each field").is_checked()
+    field.fill("")
+    field.press("Enter")
+    visit.until(_LIMIT_IS_BACK, "60000")
 
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2 + 2)
@@ -214,11 +217,23 @@ def test_the_field_view_shows_true_pixels_and_contrast_changes_them(
     before = canvas.get_attribute("data-shown")
     page.get_by_label("Illumination corrected").check()
     visit.until(_CHANGED, before)
+    assert f"/{row}.png" in canvas.get_attribute("data-shown")
     page.screenshot(path=tmp_path / "explorer-field.png")
     assert not visit.faint()
     assert page.get_by_text("no reason: ordinary").count() + page.get_by_text("Evidence").count() > 0
     neighbours = [str(scene.fields[c.KEY][one]) for one in scene.neighbours(row)]
     assert visit.keys("Neighbours in embedding space") == neighbours
+
+    page.keyboard.press("ArrowRight")  # the box that was checked last has the focus
+    following = scene.row_of(visit.keys()[1])
+    visit.until(_SHOWS, f"/{following}.png")
+    wells = zip(visit.column("wells", "well"), visit.column("wells", "x"), strict=True)
+    elsewhere = next(x for well, x in wells if well != scene.fields[c.WELL][following])
+    visit.click("plate figure", elsewhere, 2)  # row B
+    page.get_by_text("Choose a field").wait_for()
+    visit.until(_EMPTY)
+    assert max(_mean(canvas)) < 1, "the picture of a field that is no longer looked at"
+    assert visit.keys("Same well") == []
     assert not visit.complaints
     visit.leave()
 
@@ -232,6 +247,10 @@ const value = stage?.querySelector('.value').textContent;
 """
 _SHOWN = f"() => {{ {_FIND} return shown; }}"
 _CHANGED = f"(before) => {{ {_FIND} return shown !== before; }}"
+_SHOWS = f"(address) => {{ {_FIND} return shown?.includes(address); }}"
+_EMPTY = f"() => {{ {_FIND} return stage && !shown; }}"
+_TYPED = "all(document).filter((one) => one.tagName === 'INPUT').map((one) => one.value)"
+_LIMIT_IS_BACK = f"(limit) => {{ {_FIND} return {_TYPED}.includes(limit); }}"
 _TOLD = f"() => {{ {_FIND} return value.startsWith('x '); }}"
 
 
@@ -295,7 +314,8 @@ def test_two_people_label_at_once_and_see_each_other(browser: Any, ada: Running,
         for visit, key in zip(visits, "gb", strict=True):
             if number == 0 and key == "b":
                 for _ in range(6):
-                    visit.page.keyboard.press("ArrowRight")
+                    visit.page.keyboard.down("ArrowRight")  # held: it repeats
+                visit.page.keyboard.up("ArrowRight")
             visit.page.keyboard.press("ArrowRight")
             visit.page.keyboard.press(key)
     for visit in visits:
@@ -320,7 +340,9 @@ def _decisions(root: str) -> list[Decision]:
     return log.decisions
 
 
-def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(browser: Any, ada: Running) -> None:
+def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(
+    browser: Any, ada: Running, tmp_path: Path
+) -> None:
     """The last test of this server, which it stops."""
     visit = Visit(browser, ada.url, has_map=False)
     page, keyboard = visit.page, visit.page.keyboard
@@ -331,22 +353,38 @@ def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(browser
     selected = visit.keys()
     first, second = selected[:2]
     page.locator(f"[data-key='{first}'][aria-current=true]").wait_for()
+    page.get_by_role("button", name="Selection (12)").click()
     keyboard.press("ArrowRight")
-    keyboard.press("b")
-    page.get_by_text("bad: ").wait_for()
+    for _ in range(3):
+        keyboard.down("b")  # held, it still decides once, and about this field
+    keyboard.up("b")
+    page.locator(f"[data-key='{second}'][data-verdict=bad]").first.wait_for()
+    page.get_by_role("button", name="This field").click()
     keyboard.press("ArrowLeft")
     keyboard.press("g")
     page.locator(f"[data-key='{first}'][data-verdict=good]").first.wait_for()
     keyboard.press("z")
     page.get_by_text("Taken back: good").wait_for()
-    page.get_by_placeholder("tag, as in debris").fill("debris")
+    tag = page.get_by_placeholder("tag, as in debris")
+    tag.fill("dust")
     page.get_by_role("button", name="Add tag").click()
+    page.get_by_text("tag dust: ").wait_for()
+    page.get_by_role("button", name="Remove tag").click()
+    page.get_by_text("without tag dust: ").wait_for()
+    tag.fill("debris")
+    tag.press("Enter")
     page.get_by_text("tag debris: ").wait_for()
     page.locator(f"[data-key='{first}']").first.click()
     keyboard.press("Shift+U")
     page.get_by_text("unsure: 12 fields").wait_for()
     keyboard.press("z")
     page.get_by_text("Taken back: unsure, 12 fields").wait_for()
+    with page.expect_download() as download:
+        page.get_by_text("Selected keys as CSV").click()
+    assert list(pd.read_csv(download.value.path())["key"]) == selected
+    written = hcs_ray("fields", ada.root, "--keys", download.value.path(), "--out", tmp_path)
+    assert written.returncode == 0, written.stderr
+    assert {file.name.removesuffix(".ome.tiff") for file in tmp_path.iterdir()} == set(selected)
     assert not visit.complaints
     visit.leave()
     ada.stop()
@@ -362,8 +400,9 @@ def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(browser
         visit.page.get_by_text("of 1 selected: Label").wait_for()
         assert visit.keys() == [first]
         visit.leave()
-    unsure = [set(one.keys) for one in _decisions(ada.root) if one.verdict == "unsure"]
-    assert unsure == [set(selected)], "one decision"
+    decisions = _decisions(ada.root)
+    assert [set(one.keys) for one in decisions if one.verdict == "unsure"] == [set(selected)], "one decision"
+    assert [one.keys for one in decisions if (one.user, one.verdict) == ("ada", "bad")] == [(second,)]
     assert list(labelled.loc[[first, second], "verdict"]) == [None, "bad"]
     assert labelled.loc[first, "tags"] == ["debris"]
     assert set(labelled.loc[[first, second], "user"]) == {"ada"}

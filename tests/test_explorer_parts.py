@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -14,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bokeh.document import Document
+from bokeh.server.callbacks import NextTickCallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,17 +30,26 @@ from hcs_ray.explore.background import Background
 from hcs_ray.explore.colouring import NOT_KNOWN, category_colouring, number_colouring, toned_styles
 from hcs_ray.explore.drawing import Drawing, parse_drawing
 from hcs_ray.explore.fields import ChannelView
+from hcs_ray.explore.scene import open_scene
 from hcs_ray.explore.selecting import (
     Selection,
     by_rank,
     confusions,
     inside,
+    keys_csv,
     misclassified,
     nearest,
 )
 from hcs_ray.explore.server import _hosts
+from hcs_ray.explore.session import Session
 from hcs_ray.explore.shading import Window, shade
+from hcs_ray.explore.shared import open_explorer
+from hcs_ray.explore.views.field import FieldView
+from hcs_ray.explore.views.gallery import Browse
 from hcs_ray.palette import QUIET_COLOUR
+from hcs_ray.study import open_study
+from hcs_ray.tables import read_index
+from tests.stored_fields import flip
 
 NUMBERS = st.floats(-5, 5, allow_nan=False)
 
@@ -73,6 +89,22 @@ def test_selections_are_replaced_enlarged_and_reduced() -> None:
     assert one.combined(two, "add").rows.tolist() == [3, 1, 2]
     assert one.combined(two, "remove").rows.tolist() == [3]
     assert not Selection()
+
+
+def test_a_selection_leaves_in_the_order_in_which_it_is_shown() -> None:
+    fields = pd.DataFrame(
+        {
+            c.KEY: ["p_B02_s1", "p_B03_s1"],
+            c.PLATE: "p", c.WELL: ["B02", "B03"], c.SITE: 1,
+            c.TREATMENT: ["x, y@1", '"z"@2'], c.MOA: None,
+        }
+    )  # fmt: skip
+    told = list(csv.reader(io.StringIO(keys_csv(fields, selection(1, 0).rows).decode())))
+    assert told == [
+        ["key", "plate", "well", "site", "treatment"],
+        ["p_B03_s1", "p", "B03", "1", '"z"@2'],
+        ["p_B02_s1", "p", "B02", "1", "x, y@1"],
+    ]
 
 
 def test_the_nearest_point_is_that_within_reach() -> None:
@@ -183,7 +215,8 @@ def test_any_other_drawing_is_refused_in_a_line(document: Any) -> None:
 def _turn(document: Document) -> None:
     """What a server's event loop does with what threads have handed it."""
     for callback in list(document.session_callbacks):
-        document.remove_next_tick_callback(callback)  # type: ignore[arg-type]
+        if isinstance(callback, NextTickCallback):  # others come again
+            document.remove_next_tick_callback(callback)
         callback.callback()
 
 
@@ -218,6 +251,111 @@ def test_decisions_are_all_made_and_what_fails_says_so_in_a_line() -> None:
     _turn(document)
     assert made == [0, 1, 2, 3, 4], "in the order in which they were asked for"
     assert said == ["the shard is gone"]
+
+
+# --- A session, without its browser ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(report_folder: Path, tmp_path: Path) -> Iterator[Session]:
+    """A session of a study of its own, whose third field is damaged."""
+    root = shutil.copytree(report_folder, tmp_path / "study")
+    study = open_study(str(root))
+    damaged = read_index(study).iloc[2]
+    flip(root / "shards" / str(damaged[c.SHARD]), int(damaged[c.OFFSET]) + int(damaged[c.SIZE]) // 2)
+    explorer = open_explorer(open_scene(study), "ada")
+    yield Session(explorer, Document())
+    explorer.close()
+
+
+def _wait(session: Session, done: Callable[[], bool]) -> None:
+    """Let the event loop turn until something is there."""
+    for _ in range(600):
+        _turn(session._document)
+        if done():
+            return
+        time.sleep(0.05)
+    raise AssertionError(session.said)
+
+
+def test_the_arrows_go_on_from_where_they_were(opened: Session) -> None:
+    opened.select(selection(4, 6, 8, 10).rows, "some")
+    opened.step(1)
+    assert opened.current == 4, "the first"
+    opened.step(1)
+    opened.step(1)
+    opened.go(30)  # a neighbour, which is not selected
+    opened.step(1)
+    assert opened.current == 10
+    opened.step(1)
+    assert opened.current == 10, "the last"
+    opened.go(31)
+    opened.step(-1)
+    assert opened.current == 8
+    opened.select(selection(20, 21).rows, "others")
+    opened.step(1)
+    assert opened.current == 20, "the first of what was selected since"
+
+
+def test_a_list_of_labels_keeps_what_was_chosen_of_it(opened: Session) -> None:
+    browse = Browse(opened)
+    labels, keys = opened.explorer.labels, opened.explorer.scene.keys
+    labels.decide("ada", [keys[0]], "good")
+    browse.way.value = "Label"
+    assert browse.which.value == "any label"
+    browse.which.value = "good (1)"
+    labels.decide("ada", [keys[1]], "good")
+    _turn(opened._document)
+    assert browse.which.value == "good (2)"
+    browse.way.value = "Plate"
+    assert browse.which.value == browse.which.options[0]
+
+
+def test_the_field_view_shows_nothing_of_the_field_before(opened: Session) -> None:
+    view, scene = FieldView(opened), opened.explorer.scene
+    view.show(True)
+    opened.go(0)
+    _wait(opened, lambda: view.viewer.src.startswith("field/0.png"))
+    same_well = view.strips["Same well"]
+    assert [item["row"] for item in same_well.items] == scene.same_well(0)
+
+    opened.go(1)
+    assert opened.explorer.names[1] == view.facts.text == view.viewer.alt
+    assert (view.viewer.src, view.viewer.values, same_well.items) == ("", "", None), "it is still being read"
+    _wait(opened, lambda: view.viewer.src.startswith("field/1.png"))
+
+    opened.go(2)
+    assert view.viewer.src == ""
+    _wait(opened, lambda: view.viewer.src.startswith("thumb/2.jpg"))
+    assert view.viewer.values == ""
+    assert [item["row"] for item in same_well.items] == scene.same_well(2)
+    assert str(scene.fields[c.SHARD][2]) in opened.said
+    view.apart.value = view.apart.options
+    assert view.viewer.src.startswith("thumb/2.jpg")
+
+    opened.go(1)
+    opened.select(selection(20, 21).rows, "others")
+    opened.explorer.pool.shutdown()
+    _turn(opened._document)  # the first was read, but is no longer asked for
+    assert (view.viewer.src, same_well.items, view.facts.facts) == ("", [], [])
+    assert view.facts.text.startswith("Choose a field")
+
+
+def test_a_limit_that_is_cleared_takes_its_last_number_back(opened: Session) -> None:
+    view = FieldView(opened)
+    view.show(True)
+    opened.go(0)
+    _wait(opened, lambda: view.viewer.src != "")
+    before, one = view.viewer.src, view.channels[0]
+    for box in (one.low, one.high, view.low, view.high):
+        kept = box.value
+        box.value = None
+        assert box.value == kept
+    assert view.percentile.value, "nobody has set a limit"
+    assert view.viewer.src == before
+    one.low.value = 1234
+    assert "1234" in view.viewer.src
+    assert not view.percentile.value
 
 
 # --- The server -------------------------------------------------------------------------------------------

@@ -26,9 +26,12 @@ class _Part(JSComponent):
 
 
 class Gallery(_Part):
-    """Thumbnails: ``items`` as dicts of row, key, lines and title; ``labels`` row -> [verdict, *tags]."""
+    """Thumbnails: ``items`` as dicts of row, key, lines and title; ``labels`` row -> [verdict, *tags].
 
-    items: Any = param.List()
+    Without ``items`` (None) it says that they are being read, and keeps its height.
+    """
+
+    items: Any = param.List(allow_None=True)
     labels: Any = param.Dict(default={})
     current: Any = param.Integer(default=None, allow_None=True)
     label: Any = param.String()
@@ -50,7 +53,10 @@ class Legend(_Part):
 
 
 class Viewer(_Part):
-    """The picture at an address; ``values`` is the address that tells the values of a pixel."""
+    """The picture at an address; ``values`` is the address that tells the values of a pixel.
+
+    With another ``field`` it is empty until it has an address, and says that the field is being read.
+    """
 
     src: Any = param.String()
     values: Any = param.String()

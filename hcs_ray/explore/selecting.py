@@ -84,6 +84,15 @@ def of_well(fields: pd.DataFrame, plate: str, well: str) -> Rows:
     return rows_where((fields[c.PLATE] == plate) & (fields[c.WELL] == well))
 
 
+def keys_csv(fields: pd.DataFrame, rows: Rows) -> bytes:
+    """Which fields these are, in this order, as CSV (UTF-8); its first column is their keys."""
+    columns = {
+        c.KEY: "key", c.PLATE: "plate", c.WELL: "well", c.SITE: "site", c.TREATMENT: "treatment",
+    }  # fmt: skip
+    chosen = fields[list(columns)].iloc[rows].rename(columns=columns)
+    return chosen.to_csv(index=False, lineterminator="\n").encode()
+
+
 def by_rank(fields: pd.DataFrame, rows: Rows | None = None) -> Rows:
     """Rows (all where None) in the order of their outlier rank; where outliers were not scored, of keys."""
     chosen = np.arange(len(fields), dtype=np.int64) if rows is None else rows

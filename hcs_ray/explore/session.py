@@ -10,7 +10,7 @@ from bokeh.document import Document
 
 from hcs_ray import contracts as c
 from hcs_ray.explore.background import Background
-from hcs_ray.explore.selecting import Mode, Rows, Selection, by_rank, no_rows
+from hcs_ray.explore.selecting import Mode, Rows, Selection, by_rank
 from hcs_ray.explore.shared import Explorer
 from hcs_ray.labels import Decision
 
@@ -32,6 +32,7 @@ class Session:
         self.selection = Selection()
         self.current: int | None = None
         self.said = ""
+        self._place: int | None = None  # among those shown: of the last of them that was looked at
         self.background = Background(explorer.pool, document, self.say)
         self._document = document
         self._listeners: dict[Change, list[Callable[[], None]]] = {}
@@ -63,6 +64,7 @@ class Session:
         self.selection = self.selection.combined(Selection(rows, title), mode)
         if self.current is not None and self.selection and self.current not in self.selection.rows:
             self.current = None
+        self._place = self._current_place()
         if not self.selection:
             self.say("No fields there." if mode != "remove" else "Nothing is selected any more.")
         self._tell("selection")
@@ -71,11 +73,14 @@ class Session:
     def clear(self) -> None:
         """Select nothing."""
         self.selection = Selection()
+        self._place = self._current_place()
         self._tell("selection")
 
     def go(self, row: int) -> None:
         """Look at a field."""
         self.current = row
+        found = self._current_place()
+        self._place = self._place if found is None else found
         self._tell("current")
 
     def open(self, row: int) -> None:
@@ -88,18 +93,24 @@ class Session:
         self._tell("flip")
 
     def step(self, by: int) -> None:
-        """Look at the next or previous field among those shown."""
+        """Look at the next or previous field among those shown, also after a look at one that is not."""
         rows = self.shown
         if not len(rows):
             return
-        here = np.flatnonzero(rows == self.current) if self.current is not None else no_rows()
-        place = int(here[0]) + by if len(here) else 0
+        place = 0 if self._place is None else self._place + by
         self.go(int(rows[np.clip(place, 0, len(rows) - 1)]))
 
     def say(self, line: str) -> None:
         """One line for the person."""
         self.said = line
         self._tell("said")
+
+    def _current_place(self) -> int | None:
+        """The place of the field that is looked at, where it is among those shown."""
+        if self.current is None:
+            return None
+        here = np.flatnonzero(self.shown == self.current)
+        return int(here[0]) if len(here) else None
 
     # --- Labels
 

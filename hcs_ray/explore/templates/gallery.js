@@ -56,12 +56,14 @@ export function render({ model }) {
   }
 
   function draw() {
+    const waiting = model.items === null;
+    list.style.minHeight = waiting ? `${list.offsetHeight}px` : ""; // what is below stays in its place
     cards.clear();
-    list.replaceChildren(...model.items.map(card));
-    if (!model.items.length) {
+    list.replaceChildren(...(model.items ?? []).map(card));
+    if (!cards.size) {
       const none = document.createElement("p");
       none.className = "none";
-      none.textContent = model.empty;
+      none.textContent = waiting ? "Reading …" : model.empty;
       list.append(none);
     }
     drawLabels();

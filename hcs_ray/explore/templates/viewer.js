@@ -11,7 +11,7 @@ export function render({ model }) {
   const zoom = document.createElement("output");
   const value = document.createElement("output");
   value.className = "value";
-  let image = null, scale = 1, left = 0, top = 0, fitted = true, asked = 0, shownField = null;
+  let image = null, scale = 1, left = 0, top = 0, fitted = true, asked = 0;
 
   const fitScale = () =>
     image ? Math.min(canvas.width / image.naturalWidth, canvas.height / image.naturalHeight) : 1;
@@ -45,28 +45,43 @@ export function render({ model }) {
     zoom.textContent = `${Math.round(scale * 100)} %`;
   }
 
+  function empty(words) {
+    asked += 1;
+    image = null;
+    box.classList.remove("loading");
+    delete canvas.dataset.shown;
+    zoom.textContent = "";
+    value.textContent = words;
+    draw();
+  }
+
+  // The picture of another field must not stand for this one while it is read.
+  function turn() {
+    canvas.setAttribute("aria-label", model.alt);
+    empty(model.field ? "Reading …" : "");
+  }
+
   function load() {
+    if (!model.src) return;
     const number = ++asked;
     box.classList.add("loading");
-    if (!model.src) return;
     const next = new Image();
     next.onload = () => {
       if (number !== asked) return;
-      const same = image && model.field === shownField && next.naturalWidth === image.naturalWidth;
+      const same = image && next.naturalWidth === image.naturalWidth;
       image = next;
-      shownField = model.field;
       box.classList.remove("loading");
+      value.textContent = "";
       if (same && !fitted) draw();
       else fit();
       canvas.dataset.shown = model.src;
     };
-    next.onerror = () => { if (number === asked) value.textContent = "this picture cannot be had"; };
+    next.onerror = () => { if (number === asked) empty("This picture cannot be had."); };
     next.src = model.src;
-    canvas.setAttribute("aria-label", model.alt);
   }
 
   async function tellValue(event) {
-    if (!image) return;
+    if (!image || !model.values) return;
     const width = image.naturalWidth / model.panels;
     const x = Math.floor((event.offsetX * devicePixelRatio - left) / scale);
     const y = Math.floor((event.offsetY * devicePixelRatio - top) / scale);
@@ -74,8 +89,9 @@ export function render({ model }) {
       value.textContent = "";
       return;
     }
-    const answer = await fetch(`${model.values}&x=${x % width}&y=${y}`);
-    if (answer.ok) value.textContent = (await answer.json()).text;
+    const values = model.values;
+    const answer = await fetch(`${values}&x=${x % width}&y=${y}`);
+    if (answer.ok && values === model.values) value.textContent = (await answer.json()).text;
   }
 
   let waiting = null;
@@ -125,7 +141,10 @@ export function render({ model }) {
     value,
   );
   box.append(canvas, bar);
+  model.on("field", turn);
+  model.on("alt", turn);
   model.on("src", load);
+  turn();
   load();
   return box;
 }

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pandas as pd
 import panel as pn
 from matplotlib.colors import to_hex
 
-from hcs_ray import contracts as c
-from hcs_ray.explore import fields as field_data
 from hcs_ray.explore.components import Gallery, Viewer, Words
 from hcs_ray.explore.drawing import Drawing
 from hcs_ray.explore.fields import ChannelView
+from hcs_ray.explore.looked_up import Found, facts, find
 from hcs_ray.explore.session import Session
 from hcs_ray.explore.views.gallery import connected, items, label_marks
 from hcs_ray.pictures.colours import channel_colours, rgb_of
 
-_FLAG: Final = f"{c.QC_PREFIX}Flag_"
 _LOW: Final = 1.0
 _HIGH: Final = 99.7
 _BRIGHTEST: Final = 65535
-_STRIP: Final = 8
 _CHOOSE: Final = "Choose a field: a picture of the gallery, a point of the map, or → for the next."
-Limits = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -48,15 +44,6 @@ class Channel:
         )
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was read and looked up for a field."""
-
-    row: int
-    limits: Limits
-    relatives: tuple[list[int], ...]
-
-
 class FieldView:
     """The field that is looked at."""
 
@@ -67,8 +54,8 @@ class FieldView:
         self.corrected = _check("Illumination corrected", False)
         self.apart = _check("Channels side by side", False)
         self.percentile = _check("Contrast by percentiles of each field", True)
-        self.low = pn.widgets.FloatInput(name="Low, %", value=_LOW, start=0, end=100, step=0.5, width=85)
-        self.high = pn.widgets.FloatInput(name="High, %", value=_HIGH, start=0, end=100, step=0.1, width=85)
+        self.low = _percent("Low, %", _LOW, step=0.5)
+        self.high = _percent("High, %", _HIGH, step=0.1)
         self.viewer = Viewer(sizing_mode="stretch_both", min_height=260)
         self.facts = Words(text=_CHOOSE, sizing_mode="stretch_width")
         self.strips = {
@@ -82,6 +69,8 @@ class FieldView:
         }  # fmt: skip
         self._setting = False
         self._due = True
+        self._row: int | None = None  # what the view is about
+        self._readable = True
         self.visible = False
         self._connect()
 
@@ -119,20 +108,22 @@ class FieldView:
     def show(self, visible: bool) -> None:
         """Fields are read only while the view is open."""
         self.visible = visible
-        if visible and self._due:
-            self._look()
+        if visible:
+            (self._look if self._due else self._draw)()
 
     def _connect(self) -> None:
         self._session.on("current", self._look)
         self._session.on("labels", lambda: self._tell(self._session.current))
-        for widget in (self.corrected, self.percentile, self.low, self.high):
+        for widget in (self.corrected, self.percentile):
             widget.param.watch(lambda _: self._look(), "value")
+        for widget in (self.low, self.high):
+            _on_number(widget, self._look)
         self.apart.param.watch(lambda _: self._draw(), "value")
         for one in self.channels:
             for widget in (one.shown, one.colour):
                 widget.param.watch(lambda _: self._draw(), "value")
             for widget in (one.low, one.high):
-                widget.param.watch(lambda _: self._limit_set(), "value")
+                _on_number(widget, self._limit_set)
 
     def _limit_set(self) -> None:
         """A limit that a person sets holds for the fields that follow."""
@@ -145,27 +136,36 @@ class FieldView:
     def _look(self) -> None:
         row, session = self._session.current, self._session
         self._due = True
+        if row != self._row:
+            self._turn_to(row)
         if row is None or not self.visible or self._setting:
             return
         self._due = False
         scene, corrected = session.explorer.scene, bool(self.corrected.value)
-        low, high = sorted((float(self.low.value or 0), float(self.high.value or 0)))
+        low, high = sorted((float(self.low.value), float(self.high.value)))
+        session.background.run("field", lambda: find(scene, row, corrected, (low, high)), self._found)
 
-        def work() -> Found:
-            planes = field_data.planes(scene, row, corrected)
-            relatives = (
-                scene.neighbours(row, _STRIP),
-                scene.same_well(row)[:_STRIP],
-                scene.same_treatment(row, _STRIP),
-                scene.controls_beside(row, _STRIP),
-            )
-            return Found(row, field_data.percentile_limits(planes, low, high), relatives)
-
+    def _turn_to(self, row: int | None) -> None:
+        """What is known at once of another field; nothing of the one before stays to be taken for its."""
+        explorer = self._session.explorer
+        self._row, self._readable = row, True
+        self.viewer.param.update(
+            src="",
+            values="",
+            alt="" if row is None else explorer.names[row],
+            field="" if row is None else str(row),
+        )
+        for gallery in self.strips.values():
+            gallery.param.update(items=[] if row is None else None, labels={})
         self._tell(row)
-        session.background.run("field", work, self._found)
 
     def _found(self, found: Found) -> None:
-        if self.percentile.value:
+        if found.row != self._row:  # another was chosen since, or none
+            return
+        self._readable = not found.problem
+        if found.problem:
+            self._session.say(found.problem)
+        elif self.percentile.value:
             self._setting = True
             for one, (low, high) in zip(self.channels, found.limits, strict=True):
                 one.low.value, one.high.value = round(low), max(round(high), round(low) + 1)
@@ -181,57 +181,24 @@ class FieldView:
         row, explorer = self._session.current, self._session.explorer
         if row is None or self._setting or not self.visible:
             return
+        if not self._readable:  # its thumbnail says so
+            self.viewer.param.update(src=f"thumb/{row}.jpg?v={explorer.version}", values="", panels=1)
+            return
         drawing = Drawing(
             tuple(one.view() for one in self.channels), bool(self.corrected.value), bool(self.apart.value)
         )
         self.viewer.param.update(
             src=f"field/{row}.png?v={explorer.version}&d={drawing.query()}",
             values=f"values/{row}.json?v={explorer.version}&corrected={len(self.corrected.value)}",
-            alt=explorer.names[row],
-            field=str(row),
             panels=drawing.panels,
         )
 
     def _tell(self, row: int | None) -> None:
-        if row is not None:
-            about = self._session.explorer.scene.about(row)
-            self.facts.param.update(text=self._session.explorer.names[row], facts=facts(about))
-
-
-def facts(about: dict[str, Any]) -> list[list[str]]:
-    """What is known of a field, as pairs of a term and text; what is not known is left out."""
-
-    def known(name: str) -> bool:
-        return name in about and not pd.isna(about[name])
-
-    found: list[list[str]] = []
-    if about[c.PERT_TYPE] == c.NEGATIVE_CONTROL:
-        found.append(["Mechanism", "negative control"])
-    else:
-        found.append(["Mechanism", str(about[c.MOA]) if known(c.MOA) else "no label"])
-    if known("predicted_moa"):
-        verdict = ("right" if about["is_right"] else "wrong") if known("is_right") else ""
-        side = f"; {about[c.SIDE]} side of the split" if known(c.SIDE) else ""
-        found.append(
-            [
-                "Prediction",
-                f"{about['predicted_moa']}, probability {about['probability']:.2f}"
-                f"{f' ({verdict})' if verdict else ''}{side}",
-            ]
-        )
-    if known("unreadable"):
-        found.append(["Not embedded", str(about["unreadable"])])
-    if known("outlier_rank"):
-        reason = str(about["outlier_reason"]) if known("outlier_reason") else "no reason: ordinary"
-        found.append(
-            ["Outlier", f"rank {about['outlier_rank']:,}, score {about['outlier_score']:.2f}; {reason}"]
-        )
-    if known("outlier_evidence") and about["outlier_evidence"]:
-        found.append(["Evidence", str(about["outlier_evidence"])])
-    flags = [name.removeprefix(_FLAG) for name, value in about.items() if name.startswith(_FLAG) and value]
-    found.append(["Quality flags", ", ".join(flags) or "none"])
-    found.append(["Key", str(about[c.KEY])])
-    return found
+        if row is None:
+            self.facts.param.update(text=_CHOOSE, facts=[])
+            return
+        about = self._session.explorer.scene.about(row)
+        self.facts.param.update(text=self._session.explorer.names[row], facts=facts(about))
 
 
 def _channel(name: str, colour: str) -> Channel:
@@ -243,6 +210,22 @@ def _channel(name: str, colour: str) -> Channel:
         pn.widgets.IntInput(name="low", value=0, **limit),
         pn.widgets.IntInput(name="high", value=_BRIGHTEST, **limit),
     )
+
+
+def _percent(name: str, value: float, step: float) -> Any:
+    return pn.widgets.FloatInput(name=name, value=value, start=0, end=100, step=step, width=85)
+
+
+def _on_number(widget: Any, then: Callable[[], None]) -> None:
+    """Call ``then`` after each new number; a box that is emptied takes its last number back."""
+
+    def changed(change: Any) -> None:
+        if change.new is None:
+            widget.value = change.old
+        elif change.old is not None:
+            then()
+
+    widget.param.watch(changed, "value")
 
 
 def _check(name: str, value: bool, **options: Any) -> Any:

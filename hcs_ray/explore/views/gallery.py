@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +17,7 @@ from hcs_ray.explore.selecting import (
     Rows,
     by_rank,
     confusions,
+    keys_csv,
     misclassified,
     rows_where,
 )
@@ -65,7 +69,7 @@ def connected(gallery: Gallery, session: Session) -> Gallery:
         act[str(message["kind"])](int(message["row"]))
 
     def labelled() -> None:
-        gallery.labels = label_marks(session.explorer, [item["row"] for item in gallery.items])
+        gallery.labels = label_marks(session.explorer, [item["row"] for item in gallery.items or []])
 
     def gone() -> None:
         gallery.current = session.current
@@ -87,6 +91,12 @@ class GalleryView:
         self.before = pn.widgets.Button(name="‹", width=36, margin=(3, 2), description="The page before")
         self.after = pn.widgets.Button(name="›", width=36, margin=(3, 2), description="The next page")
         self.title = Words(sizing_mode="stretch_width", margin=(8, 5))
+        self.download = pn.widgets.FileDownload(
+            callback=self._csv, filename=f"{session.explorer.scene.study.name}-selection.csv",
+            label="Selected keys as CSV", margin=(3, 2), button_type="default",
+            description="Key, plate, well, site and treatment of the selected fields, in this order: "
+            "for hcs-ray fields --keys",
+        )  # fmt: skip
         self.before.on_click(lambda _: self._turn(-1))
         self.after.on_click(lambda _: self._turn(1))
         session.on("selection", self._selected)
@@ -97,10 +107,16 @@ class GalleryView:
         """Everything, for the page."""
         return pn.Column(
             Browse(self._session).panel(),
-            pn.Row(self.before, self.after, self.title, sizing_mode="stretch_width"),
+            pn.Row(self.before, self.after, self.title, self.download, sizing_mode="stretch_width"),
             pn.Column(self.gallery, scroll="y-auto", sizing_mode="stretch_both", min_height=220),
             sizing_mode="stretch_both",
         )
+
+    async def _csv(self) -> io.BytesIO:
+        """Written on a thread: a selection may be the whole screen."""
+        explorer, rows = self._session.explorer, self._session.selection.rows
+        loop = asyncio.get_running_loop()
+        return io.BytesIO(await loop.run_in_executor(explorer.pool, keys_csv, explorer.fields, rows))
 
     def _selected(self) -> None:
         self._page = 0
@@ -139,6 +155,7 @@ class GalleryView:
             else f"all {count:,} fields{order}"
         )
         self.title.text = f"{first:,} to {last:,} of {what}" if count else what
+        self.download.disabled = not session.selection
         self.before.disabled, self.after.disabled = self._page == 0, last >= count
 
 
@@ -175,7 +192,9 @@ class Browse:
         missing = self._session.explorer.scene.missing
         stage = {"Outliers, by rank": "outliers", "Misclassified": "embed"}.get(self.way.value, "")
         names = list(self._found) or [missing.get(stage, "none")]
-        self.which.param.update(options=names, value=names[0])
+        before = _uncounted(str(self.which.value))
+        same = [name for name in names if _uncounted(name) == before]
+        self.which.param.update(options=names, value=(same or names)[0])
         self.which.disabled = self.show.disabled = not self._found
 
     def _choose(self) -> None:
@@ -243,3 +262,8 @@ class Browse:
         found |= {f"tag {tag}": those(has_tag(tag)) for tag in labels.tags()}
         counted = {f"{name} ({len(rows()):,})": rows for name, rows in found.items()}
         return {_ANY_LABEL: those(lambda _: True), **counted} if labels.by_row() else {}
+
+
+def _uncounted(name: str) -> str:
+    """An entry of a list without its number of fields, which changes with every label."""
+    return re.sub(r" \([\d,]+\)$", "", name)

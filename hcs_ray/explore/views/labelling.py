@@ -80,6 +80,7 @@ class LabelView:
         self.undo.on_click(lambda _: session.undo())
         self.add.on_click(lambda _: self._tag(add=True))
         self.remove.on_click(lambda _: self._tag(add=False))
+        self.tag.param.watch(lambda _: self._tag(add=True), "enter_pressed")
         self.keys.on_told(lambda message: self._pressed(str(message["key"]), bool(message["shift"])))
         session.on("selection", self._show)
         session.on("current", self._show)
@@ -108,12 +109,13 @@ class LabelView:
             self._session.label(self._whole, remove=tag)
 
     def _pressed(self, key: str, shift: bool) -> None:
-        session, whole = self._session, shift or self._whole
+        """A key is about this field, or with Shift about the selection, whatever the buttons are about."""
+        session = self._session
         verdict = next((name for name, letter in _KEY_OF.items() if letter == key), None)
         if verdict is not None:
-            session.label(whole, verdict=verdict)
+            session.label(shift, verdict=verdict)
         elif key == "c":
-            session.label(whole, clear=True)
+            session.label(shift, clear=True)
         elif key == "z":
             session.undo()
         elif key in ("ArrowLeft", "ArrowRight"):
