@@ -329,7 +329,8 @@ def test_the_field_view_shows_nothing_of_the_field_before(opened: Session) -> No
     _wait(opened, lambda: view.viewer.src.startswith("thumb/2.jpg"))
     assert view.viewer.values == ""
     assert [item["row"] for item in same_well.items] == scene.same_well(2)
-    assert str(scene.fields[c.SHARD][2]) in opened.said
+    assert view.facts.facts[0][0] == "Cannot be read"
+    assert str(scene.fields[c.SHARD][2]) in view.facts.facts[0][1]
     view.apart.value = view.apart.options
     assert view.viewer.src.startswith("thumb/2.jpg")
 

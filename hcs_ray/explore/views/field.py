@@ -113,7 +113,6 @@ class FieldView:
 
     def _connect(self) -> None:
         self._session.on("current", self._look)
-        self._session.on("labels", lambda: self._tell(self._session.current))
         for widget in (self.corrected, self.percentile):
             widget.param.watch(lambda _: self._look(), "value")
         for widget in (self.low, self.high):
@@ -163,9 +162,8 @@ class FieldView:
         if found.row != self._row:  # another was chosen since, or none
             return
         self._readable = not found.problem
-        if found.problem:
-            self._session.say(found.problem)
-        elif self.percentile.value:
+        self._tell(found.row, found.problem)
+        if not found.problem and self.percentile.value:
             self._setting = True
             for one, (low, high) in zip(self.channels, found.limits, strict=True):
                 one.low.value, one.high.value = round(low), max(round(high), round(low) + 1)
@@ -193,12 +191,13 @@ class FieldView:
             panels=drawing.panels,
         )
 
-    def _tell(self, row: int | None) -> None:
+    def _tell(self, row: int | None, problem: str = "") -> None:
         if row is None:
             self.facts.param.update(text=_CHOOSE, facts=[])
             return
-        about = self._session.explorer.scene.about(row)
-        self.facts.param.update(text=self._session.explorer.names[row], facts=facts(about))
+        explorer = self._session.explorer
+        unread = [["Cannot be read", problem]] if problem else []
+        self.facts.param.update(text=explorer.names[row], facts=[*unread, *facts(explorer.scene.about(row))])
 
 
 def _channel(name: str, colour: str) -> Channel:
