@@ -419,6 +419,9 @@ def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(
 # --- The door --------------------------------------------------------------------------------------------
 
 
+_OF_PANEL = "components/panel.template.vanilla/VanillaTemplate/_css/vanilla.css"
+
+
 def _status(url: str, cookie: str = "", host: str = "") -> tuple[int, str]:
     asked = {"Cookie": cookie, "Host": host}
     request = urllib.request.Request(url, headers={name: said for name, said in asked.items() if said})
@@ -440,6 +443,7 @@ def test_without_the_token_there_is_nothing_to_see(looking: Running) -> None:
         "values/0.json?x=1&y=1",
         "metadata",
         "autoload.js?bokeh-autoload-element=p1",
+        _OF_PANEL,
     ):
         for cookie in ("", wrong):
             status, text = _status(address + path, cookie)
@@ -451,6 +455,7 @@ def test_without_the_token_there_is_nothing_to_see(looking: Running) -> None:
     right = f"hcs_ray_{port}={looking.token}"
     assert _status(f"{address}thumb/0.jpg", right)[0] == 200
     assert _status(f"{address}thumb/52.jpg", right)[0] == 404
+    assert _status(address + _OF_PANEL, right)[0] == 200
     assert _status(f"{address}field/0.png?d=%7B%7D", right)[0] == 404
     assert [line for line in looking.lines if looking.token in line] == [looking.url]
 

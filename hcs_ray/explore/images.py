@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from tornado.web import RequestHandler
+from panel.io.resources import COMPONENT_PATH
+from panel.io.server import ComponentResourceHandler
+from tornado.web import HTTPError, RequestHandler
 
 from hcs_ray.contracts import HcsError
 from hcs_ray.explore.access import Gate
@@ -21,21 +24,31 @@ _MOST_QUERY: Final = 20_000
 Patterns = list[tuple[str, type[RequestHandler], dict[str, Any]]]
 
 
-class _Answer(RequestHandler):
-    """One answer, made on a thread; refused to those who are not let in."""
+class _Guarded(RequestHandler):
+    """Refused to those who are not let in."""
 
-    def initialize(self, explorer: Explorer, gate: Gate) -> None:
-        self.explorer = explorer
-        self.gate = gate
+    gate: Gate
 
     def prepare(self) -> None:
         if not self.gate.admits(self):
             self.gate.refuse(self)
 
-    async def answer(self, media_type: str, make: Callable[[], bytes]) -> None:
-        """Send what ``make`` gives; a failure is 404 with its line."""
+
+class _Answer(_Guarded):
+    """One answer, made off the event loop."""
+
+    def initialize(self, explorer: Explorer, gate: Gate) -> None:
+        self.explorer = explorer
+        self.gate = gate
+
+    def painted(self, make: Callable[[], bytes]) -> Awaitable[bytes]:
+        """What ``make`` gives, on a thread of those that read whole fields."""
+        return asyncio.get_running_loop().run_in_executor(self.explorer.painter, make)
+
+    async def answer(self, media_type: str, made: Awaitable[bytes]) -> None:
+        """Send what is being made; a failure is 404 with its line."""
         try:
-            data = await asyncio.get_running_loop().run_in_executor(self.explorer.pool, make)
+            data = await made
         except HcsError as error:
             self.set_status(404)
             self.set_header("Content-Type", "text/plain; charset=utf-8")
@@ -63,7 +76,7 @@ class ThumbnailHandler(_Answer):
     async def get(self, text: str) -> None:
         row = self.row(text)
         if row is not None:
-            await self.answer(MEDIA_TYPE, lambda: self.explorer.thumbnails.get([row])[row])
+            await self.answer(MEDIA_TYPE, asyncio.wrap_future(self.explorer.thumbnails.future(row)))
 
 
 class FieldHandler(_Answer):
@@ -72,7 +85,8 @@ class FieldHandler(_Answer):
         if row is None:
             return
         scene, asked = self.explorer.scene, self.get_query_argument("d", "")[:_MOST_QUERY]
-        await self.answer("image/png", lambda: draw(scene, row, parse_drawing(asked, scene.channels)))
+        made = self.painted(lambda: draw(scene, row, parse_drawing(asked, scene.channels)))
+        await self.answer("image/png", made)
 
 
 class ValuesHandler(_Answer):
@@ -82,16 +96,33 @@ class ValuesHandler(_Answer):
             return
         corrected, x, y = self.number("corrected") == 1, self.number("x"), self.number("y")
         scene = self.explorer.scene
-        await self.answer(
-            "application/json",
-            lambda: json.dumps({"text": values_at(scene, row, corrected, x, y)}).encode(),
-        )
+        told = self.painted(lambda: json.dumps({"text": values_at(scene, row, corrected, x, y)}).encode())
+        await self.answer("application/json", told)
+
+
+class PartHandler(_Guarded, ComponentResourceHandler):
+    """Files of Panel's parts, which Panel gives to anybody, importing whatever module an address names.
+
+    This one asks the gate first, and knows no module but those that the server has imported itself.
+    """
+
+    def initialize(self, gate: Gate) -> None:  # type: ignore[override]
+        super().initialize()
+        self.gate = gate
+
+    def parse_url_path(self, url_path: str) -> str:
+        name, _, rest = url_path.partition("/")
+        module, part = sys.modules.get(name), rest.partition("/")[0]
+        if module is None or part not in vars(module):  # a module's own __getattr__ may import, too
+            raise HTTPError(404)
+        return str(super().parse_url_path(url_path))
 
 
 def patterns(explorer: Explorer, gate: Gate) -> Patterns:
-    """What answers which address."""
+    """What answers which address, before Panel's own patterns are asked."""
     needs = {"explorer": explorer, "gate": gate}
     return [
+        (rf"/{COMPONENT_PATH}(.*)", PartHandler, {"gate": gate}),
         (r"/thumb/(\d{1,9})\.jpg", ThumbnailHandler, needs),
         (r"/field/(\d{1,9})\.png", FieldHandler, needs),
         (r"/values/(\d{1,9})\.json", ValuesHandler, needs),

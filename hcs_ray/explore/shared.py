@@ -109,7 +109,8 @@ class Explorer:
     user: str
     thumbnails: Thumbnails
     labels: SharedLabels
-    pool: ThreadPoolExecutor
+    pool: ThreadPoolExecutor  # what the sessions have computed
+    painter: ThreadPoolExecutor  # fields, which may wait for a store, keep no session's work waiting
     writer: ThreadPoolExecutor  # one thread: decisions are written in the order in which they are made
     version: str = field(default_factory=lambda: secrets.token_hex(4))
 
@@ -136,7 +137,8 @@ class Explorer:
         """Let go of the threads; what is being written is written to its end."""
         self.writer.shutdown(wait=True)
         self.thumbnails.close()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.painter):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def open_explorer(scene: Scene, user: str) -> Explorer:
@@ -149,5 +151,6 @@ def open_explorer(scene: Scene, user: str) -> Explorer:
         Thumbnails(scene),
         labels,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="explore"),
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="explore-fields"),
         ThreadPoolExecutor(1, thread_name_prefix="explore-labels"),
     )

@@ -57,6 +57,18 @@ class Thumbnails:
         """
         return {row: future.result() for row, future in self._futures(rows).items()}
 
+    def future(self, row: int) -> Future[bytes]:
+        """The same of one field, to be waited for without a thread; shared, so never to be cancelled."""
+        with self._lock:
+            if row in self._kept:
+                self._kept.move_to_end(row)
+                ready: Future[bytes] = Future()
+                ready.set_result(self._kept[row])
+                return ready
+            if row not in self._waiting:
+                self._waiting[row] = self._pool.submit(self._drawn, row)
+            return self._waiting[row]
+
     def stream(self, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """The same, each as soon as it is there."""
         rows_of = {future: row for row, future in self._futures(rows).items()}
@@ -68,18 +80,7 @@ class Thumbnails:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _futures(self, rows: Sequence[int]) -> dict[int, Future[bytes]]:
-        return {int(row): self._future(int(row)) for row in rows}
-
-    def _future(self, row: int) -> Future[bytes]:
-        with self._lock:
-            if row in self._kept:
-                self._kept.move_to_end(row)
-                ready: Future[bytes] = Future()
-                ready.set_result(self._kept[row])
-                return ready
-            if row not in self._waiting:
-                self._waiting[row] = self._pool.submit(self._drawn, row)
-            return self._waiting[row]
+        return {int(row): self.future(int(row)) for row in rows}
 
     def _drawn(self, row: int) -> bytes:
         """A picture, kept where it shows its field; the longest unused make room for it."""
