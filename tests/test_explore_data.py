@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
+import re
+import shlex
 import shutil
+import sys
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from bokeh.document import Document
+from bokeh.server.callbacks import PeriodicCallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import stats
+from tornado.httpclient import AsyncHTTPClient
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
+from hcs_ray.explore.access import OpenGate
+from hcs_ray.explore.colourings import Colourings
 from hcs_ray.explore.fields import percentile_limits, planes
 from hcs_ray.explore.scene import Scene, open_scene
+from hcs_ray.explore.server import LOOPBACK, _free_port, _server
+from hcs_ray.explore.session import Session
+from hcs_ray.explore.shared import Explorer, open_explorer
 from hcs_ray.explore.summaries import dose_response, plate_grid
 from hcs_ray.explore.thumbnails import Thumbnails
+from hcs_ray.labels import Decision, LabelLog, decide, labels_csv, read_labels
+from hcs_ray.labels.decision import EVENTS
 from hcs_ray.maps import read_map
 from hcs_ray.outliers import read_outliers
 from hcs_ray.pictures.composite import composite, plate_contrasts
@@ -35,6 +50,7 @@ from hcs_ray.storage import LocalStorage
 from hcs_ray.storage.s3 import S3Storage
 from hcs_ray.study import Study, open_study
 from hcs_ray.tables import read_embeddings, read_split
+from tests.command import hcs_ray
 from tests.large_study import make_large_study
 from tests.report_study import make_study
 from tests.stored_fields import flip
@@ -384,6 +400,174 @@ def test_limits_are_percentiles_of_each_channel(large: Scene) -> None:
     assert percentile_limits(found, 5, 80) == [
         (np.percentile(plane, 5), np.percentile(plane, 80)) for plane in found
     ]
+
+
+# --- What a server's sessions share ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(own: Path) -> Iterator[Explorer]:
+    """All that a server shares, of a study that a test may change."""
+    opened = open_explorer(open_scene(open_study(str(own))), "ada")
+    yield opened
+    opened.close()
+
+
+def test_a_decision_more_leaves_the_other_labels_alone(shared: Explorer) -> None:
+    labels, keys = shared.labels, [str(key) for key in shared.scene.keys]
+    labels.decide("ada", keys, verdict="good", add_tags=["odd"])
+    before = labels.by_row()
+    labels.decide("ada", keys[3:4], verdict="bad")
+    after = labels.by_row()
+    assert (labels.of(3).verdict, before[3].verdict) == ("bad", "good")
+    assert all(after[row] is before[row] for row in before if row != 3), "not computed again"
+    labels.decide("ada", keys[4:5], clear=True, remove_tags=["odd"])
+    assert 4 not in labels.by_row()
+    assert labels.csv() == labels_csv(read_labels(shared.scene.study.storage))
+
+
+def test_a_slow_look_at_the_labels_hides_nothing_decided_meanwhile(
+    shared: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, other = (str(key) for key in shared.scene.keys[:2])
+    decide(shared.scene.study.storage, "bo", [key], verdict="bad")
+    read, written, decisions = threading.Event(), threading.Event(), vars(LabelLog)["decisions"]
+
+    def slow(log: LabelLog) -> list[Decision]:
+        found = decisions.fget(log)
+        if not read.is_set():
+            read.set()
+            written.wait(10)
+        return list(found)
+
+    def decide_too() -> None:
+        shared.labels.decide("ada", [other], verdict="good")
+
+    monkeypatch.setattr(LabelLog, "decisions", property(slow))
+    with ThreadPoolExecutor(2) as pool:
+        looking = pool.submit(shared.labels.refresh)
+        assert read.wait(10)
+        deciding = pool.submit(decide_too)
+        wait([deciding], timeout=0.3)  # where nothing holds it up it is through before the look is
+        written.set()
+        looking.result(10)
+        deciding.result(10)
+    assert shared.labels.verdicts() == {0: "bad", 1: "good"}
+
+
+def turned(session: Session, document: Document) -> str:
+    """What a page says once its work is done and its poll of the labels has come round."""
+    session.explorer.writer.submit(int).result(10)
+    for callback in list(document.session_callbacks):
+        if not isinstance(callback, PeriodicCallback):
+            document.remove_next_tick_callback(callback)  # type: ignore[arg-type]
+        callback.callback()
+    return session.said
+
+
+def test_undo_takes_back_what_this_page_decided_and_nothing_of_another(shared: Explorer) -> None:
+    one, other = (Document(), Document())
+    mine, theirs = Session(shared, one), Session(shared, other)
+    mine.go(2)
+    mine.label(False, verdict="bad")
+    assert "bad: " in turned(mine, one)
+    theirs.undo()
+    refusal = turned(theirs, other)
+    assert "This page has decided nothing that still holds" in refusal
+    assert shared.labels.verdicts() == {2: "bad"}
+    command = refusal.partition("in a terminal: hcs-ray ")[2]
+    mine.undo()
+    assert "Taken back: bad" in turned(mine, one)
+    mine.undo()
+    assert "This page has decided nothing that still holds" in turned(mine, one)
+    assert shared.labels.verdicts() == {}
+    mine.label(False, verdict="good")
+    turned(mine, one)
+    assert "taken back: good" in hcs_ray(*shlex.split(command)).stderr
+    mine.undo()
+    assert "This page has decided nothing that still holds" in turned(mine, one), "it is taken back already"
+
+
+def test_what_cannot_be_read_is_said_once_and_hides_no_confirmation(shared: Explorer) -> None:
+    folder, document = Path(shared.scene.study.storage.url) / EVENTS, Document()
+    session = Session(shared, document)
+    assert session.said == ""
+    folder.mkdir(parents=True)
+    for name in (".DS_Store", "notes.txt"):
+        (folder / name).write_text("x")
+    shared.labels.refresh()
+    assert re.fullmatch(r".*/\.DS_Store: not a label's file.* \(and 1 more .*\)", turned(session, document))
+    session.go(1)
+    session.label(False, verdict="bad")
+    assert turned(session, document).startswith("bad: ")
+    shared.labels.refresh()
+    assert turned(session, document).startswith("bad: ")
+    assert ".DS_Store" in Session(shared, Document()).said, "a page that is opened now has not heard it"
+    shutil.rmtree(folder)
+    shared.labels.refresh()
+    assert turned(session, document) == "All labels can be read again."
+
+
+def answers(explorer: Explorer, *paths: str) -> list[tuple[int, bytes]]:
+    """What the explorer's server answers to addresses that are asked for at once."""
+    port = _free_port(LOOPBACK, 0)
+    hosts = [f"{LOOPBACK}:{port}"]
+
+    async def ask() -> list[tuple[int, bytes]]:
+        colourings = Colourings(explorer.scene, explorer.labels)
+        server = _server(explorer, colourings, OpenGate(hosts), LOOPBACK, port, hosts)
+        server.start()
+        client = AsyncHTTPClient(force_instance=True, max_clients=20)
+        urls = [f"http://{hosts[0]}/{path}" for path in paths]
+        asked = [client.fetch(url, raise_error=False, request_timeout=90) for url in urls]
+        found = await asyncio.gather(*asked)
+        client.close()
+        server.stop()
+        return [(one.code, one.body) for one in found]
+
+    with ThreadPoolExecutor(1) as pool:  # a server in the main thread would take Ctrl-C from pytest
+        return pool.submit(asyncio.run, ask()).result()
+
+
+def test_pictures_that_wait_for_a_store_hold_nothing_else_up(
+    shared: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, read = threading.Barrier(12), LocalStorage.read_range
+    rows, others = range(5, 13), range(13, 17)
+
+    def slow(storage: LocalStorage, path: str, offset: int, size: int) -> bytes:
+        together.wait(60)
+        return read(storage, path, offset, size)
+
+    expected = Thumbnails(shared.scene).get(rows)
+    monkeypatch.setattr(LocalStorage, "read_range", slow)
+    explorer = dataclasses.replace(shared, thumbnails=Thumbnails(shared.scene, threads=8))
+    done = threading.Event()
+    computed = [explorer.pool.submit(done.wait, 120) for _ in range(4)]  # for four sessions
+    pictures, values = [f"thumb/{row}.jpg" for row in rows], [f"values/{row}.json?x=0&y=0" for row in others]
+    found = answers(explorer, *pictures, *values)
+    done.set()
+    assert all(one.result() for one in computed)
+    assert [status for status, _ in found] == [200] * 12, "all twelve were read at once"
+    assert [body for _, body in found[:8]] == [expected[row] for row in rows]
+    explorer.thumbnails.close()
+
+
+def test_no_address_imports_a_module(
+    shared: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_by_nobody.py").write_text("part = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    found = answers(
+        shared,
+        "components/named_by_nobody/part/_css/a",
+        "components/named_by_nobody/__doc__/_css/a",
+        "components/%2E%2E/part/_css/a",
+        "components/panel.template.vanilla/VanillaTemplate/_css/vanilla.css",
+    )
+    assert [status for status, _ in found] == [404, 404, 404, 200]
+    assert "named_by_nobody" not in set(sys.modules) - before
 
 
 # --- Numbers of linked views --------------------------------------------------------------------------------

@@ -62,10 +62,12 @@ def looking(drawn: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def unfinished(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study to label, without its last stages."""
+    """A study to label, without its last stages, and with a file that Finder has left."""
     root = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("unfinished") / "study"))
     for stage in ("maps", "outliers"):
         shutil.rmtree(root / stage)
+    (root / "labels/events").mkdir(parents=True)
+    (root / "labels/events/.DS_Store").write_text("Bud1")
     return root
 
 
@@ -301,6 +303,9 @@ def test_what_was_not_run_is_said(browser: Any, ada: Running) -> None:
         "map not run: hcs-ray map", "outliers not run: hcs-ray outliers",
     ]  # fmt: skip
     page.get_by_text("No map. not run: hcs-ray map").wait_for()
+    [line] = [line for line in ada.lines if line.startswith("labels: ")]
+    assert line.endswith("/.DS_Store: not a label's file; move it elsewhere")
+    page.get_by_text(line.removeprefix("labels: ")).wait_for()
     context.close()
 
 
@@ -380,7 +385,7 @@ def test_a_label_by_keyboard_survives_a_restart_and_reaches_the_profiles(
     keyboard.press("z")
     page.get_by_text("Taken back: unsure, 12 fields").wait_for()
     with page.expect_download() as download:
-        page.get_by_text("Selected keys as CSV").click()
+        page.get_by_text("Selected keys as CSV", exact=True).click()
     assert list(pd.read_csv(download.value.path())["key"]) == selected
     written = hcs_ray("fields", ada.root, "--keys", download.value.path(), "--out", tmp_path)
     assert written.returncode == 0, written.stderr

@@ -79,6 +79,8 @@ def _serve(explorer: Explorer, address: str, port: int, say: Callable[[str], Non
         explorer.pool.submit(_prepare, colourings)
     for stage, why in sorted(explorer.scene.missing.items()):
         say(f"{stage}: {why}")
+    if explorer.labels.problem:
+        say(f"labels: {explorer.labels.problem}")
     say(f"Exploring {explorer.title}, labelling as {explorer.user}. Open this address; Ctrl-C stops.")
     if not _is_loopback(address):
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -31,7 +32,7 @@ class Session:
         self.explorer = explorer
         self.selection = Selection()
         self.current: int | None = None
-        self.said = ""
+        self.said = self._problem = explorer.labels.problem
         self._place: int | None = None  # among those shown: of the last of them that was looked at
         self.background = Background(explorer.pool, document, self.say)
         self._document = document
@@ -138,22 +139,19 @@ class Session:
         self.background.run_each(self.explorer.writer, "label", write, written)
 
     def undo(self) -> None:
-        """Take back the last decision of this session, or else of this user."""
-        made = self._made
+        """Take back the last decision of this session that holds; others at this server keep theirs."""
+        explorer, made = self.explorer, self._made
 
         def taken_back(last: Decision | None) -> None:
             if last is None:
-                self.say("There is nothing to take back.")
+                self.say(f"This page has decided nothing that still holds. {_how_to_undo(explorer)}")
                 return
             rows = [self.explorer.scene.row_of(key) for key in last.keys if key in self.explorer.scene.keys]
             self.say(f"Taken back: {decision_words(last)}, {self._named(np.array(rows, np.int64))}")
             self._look_for_labels()
 
         self.background.run_each(
-            self.explorer.writer,
-            "undo",
-            lambda: self.explorer.labels.undo(self.explorer.user, made),
-            taken_back,
+            explorer.writer, "undo", lambda: explorer.labels.undo(explorer.user, made), taken_back
         )
 
     def _about(self, whole: bool) -> Rows | None:
@@ -174,13 +172,21 @@ class Session:
         labels = self.explorer.labels
         if labels.version != self._seen:
             self._seen = labels.version
-            if labels.problem:
-                self.say(labels.problem)
             self._tell("labels")
+        if labels.problem != self._problem:  # said once, so that it does not cover what was decided since
+            self._problem = labels.problem
+            self.say(labels.problem or "All labels can be read again.")
 
     def _tell(self, change: Change) -> None:
         for listener in self._listeners.get(change, []):
             listener()
+
+
+def _how_to_undo(explorer: Explorer) -> str:
+    """How to take back what was decided elsewhere, or before this page was opened."""
+    study = explorer.scene.study.storage.url
+    command = shlex.join(["hcs-ray", "label", study, "--undo", "--user", explorer.user])
+    return f"An older decision is taken back in a terminal: {command}"
 
 
 def decision_words(decision: Decision) -> str:

@@ -16,20 +16,24 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError
 from hcs_ray.explore.scene import Scene
 from hcs_ray.explore.thumbnails import Thumbnails
-from hcs_ray.labels import Decision, FieldLabel, LabelLog, labels_csv
+from hcs_ray.labels import Decision, FieldLabel, LabelLog, LabelState, holding, label_table, labels_csv
 
 _THREADS: Final = 4
 _NO_LABEL: Final = FieldLabel()
 
 
 class SharedLabels:
-    """The labels of a study as its sessions see them; thread-safe. ``version`` grows with every change."""
+    """The labels of a study as its sessions see them; thread-safe. ``version`` grows with every change.
+
+    ``problem`` is a line on what of the labels could not be read at the last look, or empty.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self._log = LabelLog(scene.study.storage)
         self._rows = {key: row for row, key in enumerate(scene.keys)}
         self._lock = threading.Lock()
-        self._by_row: dict[int, FieldLabel] = {}
+        self._state = LabelState()
+        self._by_row: dict[int, FieldLabel] = {}  # never changed, but replaced: readers take no lock
         self.version = 0
         self.problem = ""
 
@@ -37,10 +41,10 @@ class SharedLabels:
         """Take in what others have decided; where the storage does not answer, `problem` says so."""
         try:
             changed = self._log.refresh()
-            problem = " ".join(self._log.problems[:1])
+            problem = _first_of(self._log.problems)
         except HcsError as error:
             changed, problem = False, str(error)
-        if changed or problem != self.problem or not self.version:
+        if changed or problem != self.problem:
             self._renew(problem)
 
     def by_row(self) -> dict[int, FieldLabel]:
@@ -72,33 +76,51 @@ class SharedLabels:
         made = self._log.decide(
             user, keys, verdict=verdict, clear=clear, add_tags=add_tags, remove_tags=remove_tags
         )
-        self._renew(self.problem)
+        self._renew()
         return made
 
     def undo(self, user: str, made: list[Decision]) -> Decision | None:
-        """Take back the last of ``made`` that holds, or else of that user's; None where there is none."""
-        from hcs_ray.labels.table import holding
-
-        self._log.refresh()
+        """Take back the last of ``made`` that still holds; None where there is none."""
+        if self._log.refresh():
+            self._renew()
         holds = {decision.id for decision in holding(self._log.decisions)}
-        ours = [decision for decision in made if decision.id in holds]
-        last = ours[-1] if ours else self._log.last_of(user)
+        last = next((decision for decision in reversed(made) if decision.id in holds), None)
         if last is not None:
             self._log.undo(user, last.id)
-        self._renew(self.problem)
+            self._renew()
         return last
 
     def csv(self) -> bytes:
-        """The table of labels as a file."""
-        self._log.refresh()
-        return labels_csv(self._log.table())
-
-    def _renew(self, problem: str) -> None:
-        labels = self._log.labels()
+        """The table of labels as a file, as far as they are known here."""
         with self._lock:
-            self._by_row = {self._rows[key]: label for key, label in labels.items() if key in self._rows}
-            self.problem = problem
+            labels = self._state.labels()
+        return labels_csv(label_table(labels))
+
+    def _renew(self, problem: str | None = None) -> None:
+        """Follow the log, as it is once the lock is had: of two at once the later one never sees less."""
+        with self._lock:
+            touched = self._state.follow(self._log.decisions)
+            by_row = self._by_row.copy()
+            for key, label in touched.items():
+                if key in self._rows:
+                    _put(by_row, self._rows[key], label)
+            self._by_row = by_row
+            if problem is not None:
+                self.problem = problem
             self.version += 1
+
+
+def _put(by_row: dict[int, FieldLabel], row: int, label: FieldLabel | None) -> None:
+    if label is None:
+        by_row.pop(row, None)
+    else:
+        by_row[row] = label
+
+
+def _first_of(problems: list[str]) -> str:
+    """The first problem, and how many more there are."""
+    more = f" (and {len(problems) - 1} more such files: hcs-ray verify)" if len(problems) > 1 else ""
+    return "".join(problems[:1]) + more
 
 
 @dataclass(frozen=True)
@@ -142,7 +164,7 @@ class Explorer:
 
 
 def open_explorer(scene: Scene, user: str) -> Explorer:
-    """All that a server shares; the labels are read once, so `HcsError` where that fails."""
+    """All that a server shares, with the labels as they are; their `problem` says where that fails."""
     labels = SharedLabels(scene)
     labels.refresh()
     return Explorer(

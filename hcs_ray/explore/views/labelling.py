@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ class LabelView:
         ]
         self.clear = pn.widgets.Button(name="None · c", margin=_MARGIN, description="Take the verdict away")
         self.undo = pn.widgets.Button(
-            name="Undo · z", margin=_MARGIN, description="Take my last decision back"
+            name="Undo · z", margin=_MARGIN, description="Take back the last decision of this page"
         )
         self.tag = pn.widgets.TextInput(placeholder="tag, as in debris", width=130, margin=_MARGIN)
         self.add = pn.widgets.Button(name="Add tag", margin=_MARGIN)
@@ -59,6 +60,7 @@ class LabelView:
         self.field = Words(sizing_mode="stretch_width")
         self._connect()
         self._show()
+        self._say()
 
     def panel(self) -> pn.viewable.Viewable:
         """Everything, for the page."""
@@ -125,8 +127,11 @@ class LabelView:
         elif key == "Escape":
             session.clear()
 
-    def _csv(self) -> io.BytesIO:
-        return io.BytesIO(self._session.explorer.labels.csv())
+    async def _csv(self) -> io.BytesIO:
+        """On a thread: a large table would keep all sessions waiting."""
+        explorer = self._session.explorer
+        made = asyncio.get_running_loop().run_in_executor(explorer.pool, explorer.labels.csv)
+        return io.BytesIO(await made)
 
     def _show(self) -> None:
         session = self._session
