@@ -399,6 +399,11 @@ def test_labels_from_the_terminal(tmp_path: Path) -> None:
     done = hcs_ray("label", root, "--undo", "--user", "Bo")
     assert f"taken back: tag odd: {three}" in done.stderr
     assert rows(read_labels(study.storage)) == {one: ("bad", ["debris"], "Ana")}
+    listed = tmp_path / "some.csv"
+    listed.write_text(f"key,why\n{two},dust\n{three},dust\n")
+    done = hcs_ray("label", root, "--keys", listed, "--verdict", "unsure", "--user", "Bo")
+    assert f"unsure: {two}, {three}, by Bo" in done.stderr
+    hcs_ray("label", root, "--undo", "--user", "Bo")
     assert "Cy has made no decision" in refused("label", root, "--undo", "--user", "Cy")
     assert "has no field W0P0_B99_s1" in refused("label", root, "W0P0_B99_s1", "--verdict", "bad")
     assert "give --verdict, --tag" in refused("label", root, one)
