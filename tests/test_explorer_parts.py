@@ -28,6 +28,7 @@ from hcs_ray import contracts as c
 from hcs_ray.contracts import InputError
 from hcs_ray.explore.background import Background
 from hcs_ray.explore.colouring import NOT_KNOWN, category_colouring, number_colouring, toned_styles
+from hcs_ray.explore.colourings import Colourings
 from hcs_ray.explore.drawing import Drawing, parse_drawing
 from hcs_ray.explore.fields import ChannelView
 from hcs_ray.explore.scene import open_scene
@@ -46,6 +47,7 @@ from hcs_ray.explore.shading import Window, shade
 from hcs_ray.explore.shared import open_explorer
 from hcs_ray.explore.views.field import FieldView
 from hcs_ray.explore.views.gallery import Browse
+from hcs_ray.explore.views.map import MapView
 from hcs_ray.palette import QUIET_COLOUR
 from hcs_ray.study import open_study
 from hcs_ray.tables import read_index
@@ -295,6 +297,17 @@ def test_the_arrows_go_on_from_where_they_were(opened: Session) -> None:
     opened.select(selection(20, 21).rows, "others")
     opened.step(1)
     assert opened.current == 20, "the first of what was selected since"
+
+
+def test_the_map_waits_for_the_lock_of_its_document(opened: Session) -> None:
+    """Bokeh refuses a change without it, and a click's other views would hear nothing of the click."""
+    scene = opened.explorer.scene
+    view = MapView(opened, Colourings(scene, opened.explorer.labels))
+    opened.go(3)
+    ring = view.figure.select_one({"name": "ring"}).data
+    assert ring == {"x": [], "y": []}
+    _turn(opened._document)
+    assert view.figure.select_one({"name": "ring"}).data["x"] == [scene.fields["x"][3]]
 
 
 def test_a_list_of_labels_keeps_what_was_chosen_of_it(opened: Session) -> None:

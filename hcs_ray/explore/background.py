@@ -48,6 +48,13 @@ class Background:
         """The same for work that must be done each time, in the order of a pool with one thread."""
         self._submit(pool, kind, work, then, lambda: True)
 
+    def soon(self, then: Callable[[], None]) -> None:
+        """Call ``then`` with the document's lock, which whoever changes Bokeh's models needs.
+
+        A callback of Panel may come without it; what it changes by Panel's own means is locked there.
+        """
+        self._document.add_next_tick_callback(then)
+
     def _submit(
         self,
         pool: ThreadPoolExecutor,

@@ -132,7 +132,7 @@ class MapView:
         self.clear.on_click(lambda _: session.clear())
         self.legend.on_told(self._category)
         session.on("selection", self.redraw)
-        session.on("current", self._show_ring)
+        session.on("current", lambda: session.background.soon(self._show_ring))
         session.on("labels", self._relabelled)
 
     # --- From the browser
