@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import stats
-from tornado.httpclient import AsyncHTTPClient
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError, InputError
@@ -508,12 +508,12 @@ def test_what_cannot_be_read_is_said_once_and_hides_no_confirmation(shared: Expl
     assert turned(session, document) == "All labels can be read again."
 
 
-def answers(explorer: Explorer, *paths: str) -> list[tuple[int, bytes]]:
+def answers(explorer: Explorer, *paths: str) -> list[HTTPResponse]:
     """What the explorer's server answers to addresses that are asked for at once."""
     port = _free_port(LOOPBACK, 0)
     hosts = [f"{LOOPBACK}:{port}"]
 
-    async def ask() -> list[tuple[int, bytes]]:
+    async def ask() -> list[HTTPResponse]:
         colourings = Colourings(explorer.scene, explorer.labels)
         server = _server(explorer, colourings, OpenGate(hosts), LOOPBACK, port, hosts)
         server.start()
@@ -523,7 +523,7 @@ def answers(explorer: Explorer, *paths: str) -> list[tuple[int, bytes]]:
         found = await asyncio.gather(*asked)
         client.close()
         server.stop()
-        return [(one.code, one.body) for one in found]
+        return list(found)
 
     with ThreadPoolExecutor(1) as pool:  # a server in the main thread would take Ctrl-C from pytest
         return pool.submit(asyncio.run, ask()).result()
@@ -548,8 +548,8 @@ def test_pictures_that_wait_for_a_store_hold_nothing_else_up(
     found = answers(explorer, *pictures, *values)
     done.set()
     assert all(one.result() for one in computed)
-    assert [status for status, _ in found] == [200] * 12, "all twelve were read at once"
-    assert [body for _, body in found[:8]] == [expected[row] for row in rows]
+    assert [one.code for one in found] == [200] * 12, "all twelve were read at once"
+    assert [one.body for one in found[:8]] == [expected[row] for row in rows]
     explorer.thumbnails.close()
 
 
@@ -566,8 +566,19 @@ def test_no_address_imports_a_module(
         "components/%2E%2E/part/_css/a",
         "components/panel.template.vanilla/VanillaTemplate/_css/vanilla.css",
     )
-    assert [status for status, _ in found] == [404, 404, 404, 200]
+    assert [one.code for one in found] == [404, 404, 404, 200]
     assert "named_by_nobody" not in set(sys.modules) - before
+
+
+def test_a_browser_keeps_pictures_and_no_notices(tmp_path: Path) -> None:
+    explorer = open_explorer(open_scene(make_study(tmp_path)), "ada")
+    damaged = explorer.scene.about(3)
+    flip(tmp_path / "shards" / str(damaged[c.SHARD]), int(damaged[c.OFFSET]) + int(damaged[c.SIZE]) // 2)
+    field, gone = answers(explorer, "thumb/2.jpg", "thumb/3.jpg")
+    explorer.close()
+    assert (field.code, gone.code) == (200, 200)
+    assert "immutable" in field.headers["Cache-Control"]
+    assert gone.headers["Cache-Control"] == "no-store"
 
 
 # --- Numbers of linked views --------------------------------------------------------------------------------

@@ -45,8 +45,10 @@ class _Answer(_Guarded):
         """What ``make`` gives, on a thread of those that read whole fields."""
         return asyncio.get_running_loop().run_in_executor(self.explorer.painter, make)
 
-    async def answer(self, media_type: str, made: Awaitable[bytes]) -> None:
-        """Send what is being made; a failure is 404 with its line."""
+    async def answer(
+        self, media_type: str, made: Awaitable[bytes], is_final: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Send what is being made, for the browser to keep where it is final; a failure is 404 and a line."""
         try:
             data = await made
         except HcsError as error:
@@ -55,7 +57,7 @@ class _Answer(_Guarded):
             self.finish(f"{error}\n")
             return
         self.set_header("Content-Type", media_type)
-        self.set_header("Cache-Control", _KEPT)
+        self.set_header("Cache-Control", _KEPT if is_final() else "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.finish(data)
 
@@ -76,7 +78,10 @@ class ThumbnailHandler(_Answer):
     async def get(self, text: str) -> None:
         row = self.row(text)
         if row is not None:
-            await self.answer(MEDIA_TYPE, asyncio.wrap_future(self.explorer.thumbnails.future(row)))
+            thumbnails, key = self.explorer.thumbnails, str(self.explorer.scene.keys[row])
+            drawn = asyncio.wrap_future(thumbnails.future(row))
+            # A notice is no picture: once the shard is mended, the field is to be seen.
+            await self.answer(MEDIA_TYPE, drawn, lambda: key not in thumbnails.problems)
 
 
 class FieldHandler(_Answer):
