@@ -20,8 +20,8 @@ from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
 from hcs_ray.model.tracking import preflight
 from hcs_ray.model.weights import weights_digest
 from hcs_ray.study import Study
-from hcs_ray.train.closing import HISTORY_FILE, METRICS_FILE, MODEL_FILE, SEEN_FILE, model_bytes
 from hcs_ray.train.driver import Fitted, fit
+from hcs_ray.train.files import HISTORY_FILE, METRICS_FILE, MODEL_FILE, SEEN_FILE, model_bytes
 from hcs_ray.train.job import TrainJob, prepare
 
 __all__ = [

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import ray.train.torch
-import torch
 
 from hcs_ray import contracts as c
 from hcs_ray.contracts import HcsError
@@ -22,18 +19,14 @@ from hcs_ray.model.fitting import Run
 from hcs_ray.model.inference import infer
 from hcs_ray.model.judging import confusion, misclassified, validation_metrics
 from hcs_ray.model.loader import FieldSource
-from hcs_ray.model.network import SCORE, MoaNetwork, ModelSpec
+from hcs_ray.model.network import SCORE, MoaNetwork
 from hcs_ray.model.targets import EXCLUDED, LABEL, LISTED, NONE
 from hcs_ray.model.tracking import Final
 from hcs_ray.stage import parquet_bytes
+from hcs_ray.train.files import FIELDS_FILE, HISTORY_FILE, METRICS_FILE, MODEL_FILE, SEEN_FILE, model_bytes
 from hcs_ray.train.job import TrainJob
 from hcs_ray.train.left_out import left_out
 
-MODEL_FILE = "model.pt"
-METRICS_FILE = "metrics.json"
-HISTORY_FILE = "metrics.csv"
-SEEN_FILE = "seen.parquet"
-FIELDS_FILE = "fields.parquet"
 TIMES_SEEN = "times_seen"
 _PICTURES = 12
 
@@ -65,13 +58,6 @@ def close_run(job: TrainJob, run: Run, state: RunState) -> Final | None:
     for name, data in files.items():
         job.study.storage.write(f"{job.folder}/{name}", data)
     return final
-
-
-def model_bytes(spec: ModelSpec, state: Mapping[str, torch.Tensor]) -> bytes:
-    """A network as a file that ``torch.load(weights_only=True)`` reads."""
-    buffer = io.BytesIO()
-    torch.save({"spec": spec.to_json(), "state": dict(state)}, buffer)
-    return buffer.getvalue()
 
 
 def _selected(run: Run, state: RunState) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from hcs_ray.contracts import HcsError, Progress
 from hcs_ray.model.checkpoint import RunState, read_state
 from hcs_ray.model.network import SCORE, ModelSpec
 from hcs_ray.session import cause_of, ensure_session, hush, plainly, require_capacity
+from hcs_ray.train.files import PROGRESS_FILE
 from hcs_ray.train.job import TrainJob
 from hcs_ray.train.limits import Limits
 from hcs_ray.train.snapshot import SnapshotCopy, mend_snapshot
-from hcs_ray.train.worker import PROGRESS_FILE, train_worker
 
 _POLL_SECONDS = 0.5
 
@@ -80,7 +80,7 @@ def _trainer(job: TrainJob, callbacks: Sequence[Any]) -> Any:
     deadline = None if config.max_hours is None else time.time() + 3600 * config.max_hours
     parent, _, name = job.ray_folder.rpartition("/")
     return ray.train.torch.TorchTrainer(
-        train_worker,
+        _train_worker,
         train_loop_config={"job": job, "deadline": deadline},
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -167,3 +167,10 @@ def _show(job: TrainJob, progress: Progress) -> None:
     if found is not None:
         note = json.loads(found[0])
         progress(int(note["steps_done"]), int(note["steps"]))
+
+
+def _train_worker(config: Mapping[str, Any]) -> None:
+    """A rank's work; Lightning and what else it needs take seconds to import, which only workers wait for."""
+    from hcs_ray.train.worker import train_worker
+
+    train_worker(config)

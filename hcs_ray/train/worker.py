@@ -20,9 +20,9 @@ from hcs_ray.model.tracking import Tracking
 from hcs_ray.shards.cache import node_cache
 from hcs_ray.shards.read import ShardReader
 from hcs_ray.train.closing import close_run
+from hcs_ray.train.files import PROGRESS_FILE
 from hcs_ray.train.job import TrainJob
 
-PROGRESS_FILE = "progress.json"
 _PROGRESS_SECONDS = 2.0
 
 

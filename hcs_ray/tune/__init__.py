@@ -26,7 +26,7 @@ from hcs_ray.model.weights import weights_digest
 from hcs_ray.session import ensure_session, hush
 from hcs_ray.stage import Claim, StageRecord, StageWriter, parquet_bytes, read_record
 from hcs_ray.study import SWEEP_FILE, Study
-from hcs_ray.train.closing import FIELDS_FILE, MODEL_FILE
+from hcs_ray.train.files import FIELDS_FILE, MODEL_FILE
 from hcs_ray.tune.board import ENDED, FAILED, STOPPED, Entry, curves, leaderboard
 from hcs_ray.tune.capacity import capacity
 from hcs_ray.tune.judging import judged

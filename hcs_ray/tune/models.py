@@ -11,7 +11,7 @@ from ray.train import Checkpoint
 from hcs_ray.model.checkpoint import RunState, read_state
 from hcs_ray.storage import Storage
 from hcs_ray.train import model_bytes
-from hcs_ray.train.closing import MODEL_FILE
+from hcs_ray.train.files import MODEL_FILE
 from hcs_ray.train.job import RAY_FOLDER
 from hcs_ray.train.snapshot import SNAPSHOT_FILE, mend_snapshot
 from hcs_ray.tune.space import Values
