@@ -307,6 +307,7 @@ def test_status_and_list_speak_to_people_and_programs(api: ApiServer) -> None:
     assert told.stdout.splitlines()[:2] == ["hcs-ray-train-1: train main of s3://b/s", "  state     running"]
     figures = json.loads(hcs_ray("status", "hcs-ray-train-0", "--json").stdout)
     assert (figures["state"], figures["reason"], figures["final"]) == ("failed", "no GPU", True)
+    assert "--namespace 'a b': a namespace has at most 63" in refused("list", "--namespace", "a b")
     listed = hcs_ray("list").stdout.splitlines()
     assert listed[0].split() == ["JOB", "STAGE", "RUN", "STATE", "ATTEMPT", "AGE", "STUDY", "WHY"]
     assert listed[1].split() == ["hcs-ray-train-1", "train", "main", "running", "1/3", "1h0m", "s3://b/s"]

@@ -26,7 +26,8 @@ def _object_name(name: str) -> str:
     return name
 
 
-def _namespace(name: str) -> str:
+def checked_namespace(name: str) -> str:
+    """A namespace's name, or ValueError."""
     if not _DNS_LABEL.fullmatch(name):
         raise ValueError("a namespace has at most 63 lower-case letters, digits and dashes")
     return name
@@ -74,7 +75,7 @@ def _image(image: str) -> str:
 
 Image = Annotated[str, AfterValidator(_image)]
 Name = Annotated[str, AfterValidator(_object_name)]
-Namespace = Annotated[str, AfterValidator(_namespace)]
+Namespace = Annotated[str, AfterValidator(checked_namespace)]
 LabelValue = Annotated[str, AfterValidator(_label_value)]
 Labels = dict[Annotated[str, AfterValidator(_label_key)], LabelValue]
 OwnLabels = dict[Annotated[str, AfterValidator(_own_key)], LabelValue]

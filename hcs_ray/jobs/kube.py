@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlencode
 
+from hcs_ray.config.cluster import checked_namespace
+from hcs_ray.contracts import InputError
 from hcs_ray.jobs.kinds import POD, Kind, Object, Objects, creatable
 from hcs_ray.jobs.kube_config import configured
 from hcs_ray.jobs.kube_errors import Call, KubeError, is_not_there, refusal, unreachable
@@ -270,8 +272,13 @@ def connect(context: str | None = None, namespace: str | None = None) -> Kube:
     """The cluster that kubectl would take, and its namespace unless another is named.
 
     Raises:
-        InputError: no cluster is configured, or not this context.
+        InputError: no cluster is configured, or not this context, or no namespace has such a name.
     """
+    if namespace is not None:
+        try:
+            checked_namespace(namespace)
+        except ValueError as error:
+            raise InputError(f"--namespace {namespace!r}: {error}") from None
     configuration, name, default = configured(context)
     return Kube(configuration, name, namespace or default)
 
